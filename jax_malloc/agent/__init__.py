@@ -1,0 +1,1 @@
+"""The MuZero agent: network, search, whole games, checkpoints; training apart."""

@@ -1,0 +1,174 @@
+"""From a program to a plan that has been checked, timed and compared."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import time
+import zlib
+
+from frontends.program import Program
+from hwmodel import presets
+from hwmodel.accelerator import Accelerator
+from jax_malloc import problem as problem_lib
+from jax_malloc import validator
+from jax_malloc.mapping import Mapping
+from jax_malloc.plan import Plan
+from jax_malloc.problem import Problem
+from jax_malloc.solvers import SOLVERS
+
+# What a bug report needs of an invalid mapping; the rest is usually the same again.
+_MAX_VIOLATIONS_SHOWN = 3
+
+
+def solve(
+    program: Program,
+    accelerator: str | os.PathLike[str] | Accelerator = "tpu_v5e",
+    *,
+    solver: str = "hybrid",
+    seed: int = 0,
+    time_limit_s: float | None = None,
+) -> Plan:
+    """The plan that a solver finds for a program on a machine.
+
+    Args:
+      program: from a frontend or `load_program`.
+      accelerator: a preset's name, a .json or .toml file, or the machine itself.
+      solver: a name in `jax_malloc.solvers.SOLVERS`.
+      seed: same seed, same plan, unless the time limit cut the search short.
+      time_limit_s: seconds until the search must end. 0 gives the best plan that costs
+        next to nothing; None lets the solver finish.
+    Returns:
+      A plan without violations. Its baselines are latencies by name under the same
+      model: "all_slow", "greedy" and, where the program carries the compiler's own
+      mapping, "xla". Greedy has the same time limit.
+    Raises:
+      ValueError: an argument is unknown or out of range, or the program cannot run on
+        the machine.
+      RuntimeError: the solver returned an invalid mapping, which is a bug of ours.
+    """
+    check_solver(solver)
+    limit_s = check_time_limit_s(time_limit_s)
+    seed = check_seed(seed)
+    deadline_s = None if limit_s is None else time.monotonic() + limit_s
+    problem = problem_lib.build(program, presets.get(accelerator))
+
+    mappings, wall_s = {}, {}
+    for name in dict.fromkeys(("greedy", solver)):
+        start_s = time.monotonic()
+        mappings[name] = _valid_mapping(problem, name, seed, deadline_s)
+        wall_s[name] = time.monotonic() - start_s
+    mapping = mappings[solver]
+    timeline = problem.evaluate(mapping)
+    baselines = {
+        "all_slow": problem.all_slow_latency_s,
+        "greedy": problem.evaluate(mappings["greedy"]).latency_s,
+    }
+    compiler = problem.evaluate_compiler()
+    if compiler is not None:
+        baselines["xla"] = compiler.latency_s
+    return Plan(
+        program=program,
+        accelerator=problem.accelerator,
+        mapping=mapping,
+        solver=solver,
+        seed=seed,
+        latency_s=timeline.latency_s,
+        baselines=baselines,
+        timeline=timeline,
+        notes=program.notes,
+        wall_s=wall_s,
+    )
+
+
+def load_program(
+    path: str | os.PathLike[str], *, xla: str | os.PathLike[str] | None = None
+) -> Program:
+    """Reads a program from scheduled HLO text or from a file of `Program.save`.
+
+    Which of the two it is shows in the contents, not the name; both may be gzipped.
+
+    Args:
+      path: the file.
+      xla: HLO text of the same program compiled with memory space assignment on, where
+        `path` was compiled with it off. Adds XLA's own mapping and its second estimate
+        of every op.
+    Raises:
+      ValueError: the file is neither, or `xla` is given beside a saved program.
+      OSError: a file cannot be read.
+    """
+    path = os.fspath(path)
+    if not _starts_json_object(path):
+        from frontends import hlo
+
+        return hlo.load(path, xla=xla)
+    if xla is not None:
+        raise ValueError(
+            f"{path} is a saved program; xla= goes with HLO text only. Load the HLO "
+            "pair and save the result, it keeps XLA's mapping."
+        )
+    return Program.load(path)
+
+
+def check_solver(solver: str) -> None:
+    """Raises ValueError unless `solver` is the name of one."""
+    if solver not in SOLVERS:
+        raise ValueError(
+            f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}."
+        )
+
+
+def check_time_limit_s(time_limit_s: float | None) -> float | None:
+    """The limit as a float, None where it is infinite.
+
+    Raises:
+      ValueError: it is negative or not a number.
+    """
+    if time_limit_s is None:
+        return None
+    limit_s = float(time_limit_s)
+    if not limit_s >= 0:
+        raise ValueError(
+            f"time_limit_s is {time_limit_s!r}; expected seconds >= 0, or None for no "
+            "limit."
+        )
+    return None if math.isinf(limit_s) else limit_s
+
+
+def check_seed(seed: int) -> int:
+    """The seed as a Python int. Raises ValueError if it is negative."""
+    seed = operator.index(seed)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected an integer >= 0.")
+    return seed
+
+
+def _valid_mapping(
+    problem: Problem, solver: str, seed: int, deadline_s: float | None
+) -> Mapping:
+    """A solver's mapping, checked by the validator."""
+    mapping = SOLVERS[solver](problem, seed=seed, deadline_s=deadline_s)
+    violations = validator.find_violations(problem, mapping)
+    if violations:
+        shown = "; ".join(str(v) for v in violations[:_MAX_VIOLATIONS_SHOWN])
+        raise RuntimeError(
+            f"solver {solver!r}, seed {seed}, made an invalid mapping of program "
+            f"{problem.program.name!r} on {problem.accelerator.name!r}: "
+            f"{len(violations)} violations, the first {shown}. This is a bug in "
+            "jax_malloc: please report it with the file of program.save(...)."
+        )
+    return mapping
+
+
+def _starts_json_object(path: str) -> bool:
+    """Whether a file's (gzipped) text begins with a brace, as no HLO module does."""
+    with open(path, "rb") as f:
+        head = f.read(1024)
+    if head[:2] == b"\x1f\x8b":
+        # A decompressor, since the head is a whole gzip file only by chance.
+        try:
+            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head)
+        except zlib.error as error:
+            raise ValueError(f"{path}: not a valid gzip file ({error}).") from None
+    return head.lstrip().startswith(b"{")

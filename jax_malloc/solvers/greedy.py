@@ -1,0 +1,133 @@
+"""Greedy by benefit per byte and second, with exact offsets and exact latency.
+
+Runs of uses are tried in the order of their worth; each is accepted only if the
+simulated latency, stalls included, falls. A run that finds no place is split at its
+longest gap.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterable
+
+from jax_malloc.mapping import Mapping
+from jax_malloc.problem import Problem
+from jax_malloc.solvers.allocation import Allocation
+from jax_malloc.solvers.games import is_over
+from jax_malloc.solvers.packing import FitRule
+from jax_malloc.solvers.worth import Worth
+
+# Orders to try, best kept: exponent of size and time, offset rule, and the longest gap,
+# in times of a copy, over which a buffer is first tried in one piece. No order is best
+# for most programs; each of these is for some. The best single one comes first.
+_ORDERS = (
+    (0.3, FitRule.BEST_TOP, 20.0),
+    (0.7, FitRule.BEST_TOP, math.inf),
+    (0.0, FitRule.BEST_TOP, 20.0),
+    (0.0, FitRule.BEST, math.inf),
+    (1.0, FitRule.BEST_TOP, math.inf),
+    (0.0, FitRule.BEST_TOP, 5.0),
+    (0.5, FitRule.BEST, 20.0),
+    (0.3, FitRule.BEST, math.inf),
+)
+# Long programs get fewer orders: each is quadratic in the number of uses.
+_USES_OF_ALL_ORDERS = 24_000
+
+
+def solve(
+    problem: Problem, *, seed: int = 0, deadline_s: float | None = None
+) -> Mapping:
+    """The best mapping over a few orders; the first order is always finished."""
+    del seed  # nothing is random
+    allocation = Allocation(problem)
+    worth = Worth(problem, allocation.lives)
+    empty = allocation.save()
+    num_uses = sum(len(life.uses) for life in allocation.lives.values())
+    orders = _ORDERS[: max(2, _USES_OF_ALL_ORDERS // max(num_uses, 1))]
+    best, best_s = Mapping(), problem.all_slow_latency_s
+    for i, order in enumerate(orders):
+        if i and is_over(deadline_s):
+            break
+        allocation.restore(empty)
+        limit_s = deadline_s if i else None
+        construct(allocation, worth, *order, deadline_s=limit_s)
+        if join(allocation, deadline_s=limit_s):
+            construct(allocation, worth, *order, deadline_s=limit_s)
+        if allocation.latency_s < best_s:
+            best, best_s = allocation.to_mapping(), allocation.latency_s
+    return best
+
+
+def construct(
+    allocation: Allocation,
+    worth: Worth,
+    exponent: float,
+    rule: FitRule,
+    longest_gap: float = math.inf,
+    *,
+    deadline_s: float | None = None,
+) -> None:
+    """Adds stays, the greatest `Worth.density` first, until no run is left to try.
+
+    Args:
+      allocation: may hold stays, which are kept or made longer.
+      exponent: of size and time, in the density.
+      rule: where a stay goes.
+      longest_gap: between uses that are first tried as one run, in times of a copy.
+      deadline_s: absolute, on the clock of `time.monotonic()`.
+    """
+    order = itertools.count()  # equal densities: first come, first served
+    heap: list[tuple[float, int, int, int, int]] = []
+
+    def push(buffer_id: int, first: int, last: int) -> None:
+        density = worth.density(allocation.lives[buffer_id], first, last, exponent)
+        heapq.heappush(heap, (-density, next(order), buffer_id, first, last))
+
+    for b in allocation.lives:
+        for first, last in allocation.slow_runs(b):
+            for run in _split_at_gaps(allocation, worth, b, first, last, longest_gap):
+                push(b, *run)
+    while heap and not is_over(deadline_s):
+        _, _, b, first, last = heapq.heappop(heap)
+        if allocation.try_place(b, first, last, rule) or first == last:
+            continue
+        life = allocation.lives[b]
+        split = max(range(first, last), key=lambda k: worth.gap_s(life, k))
+        push(b, first, split)
+        push(b, split + 1, last)
+
+
+def join(allocation: Allocation, *, deadline_s: float | None = None) -> int:
+    """Makes one stay of two of the same buffer wherever that pays; how many times.
+
+    The longer stay saves the copies in between, but not the space.
+    """
+    joined = 0
+    for b in allocation.lives:
+        k = 1
+        while k < len(allocation.stays[b]) and not is_over(deadline_s):
+            before, after = allocation.stays[b][k - 1 : k + 1]
+            if allocation.try_place(b, before.first_use, after.last_use):
+                joined += 1
+            else:
+                k += 1
+    return joined
+
+
+def _split_at_gaps(
+    allocation: Allocation,
+    worth: Worth,
+    buffer_id: int,
+    first: int,
+    last: int,
+    longest_gap: float,
+) -> Iterable[tuple[int, int]]:
+    """Runs that make up uses `[first, last]`, without the gaps that are too long."""
+    life = allocation.lives[buffer_id]
+    for k in range(first, last):
+        if worth.gap_s(life, k) > longest_gap * life.copy_s:
+            yield first, k
+            first = k + 1
+    yield first, last

@@ -1,0 +1,57 @@
+"""The default solver: the agent, the classical solvers, and a polish of the best.
+
+    greedy ---------------+
+    compiler's mapping ---+--> best few --> polish, ruin and recreate --> best
+    agent's games --------+
+
+Never worse than any of its parts, nor than the compiler's own mapping where the program
+carries one that fits.
+"""
+
+from __future__ import annotations
+
+from jax_malloc.mapping import Mapping
+from jax_malloc.problem import Problem
+from jax_malloc.solvers import compiler_mapping, greedy, muzero
+from jax_malloc.solvers.games import is_over
+from jax_malloc.solvers.polish import polish
+
+# Steps of the search without a deadline: a number, not a time, so that a seed gives the
+# same plan everywhere. A step costs more in a long program.
+_MIN_STEPS, _MAX_STEPS = 200, 2000
+_SEARCHED_USES = 1_000_000
+
+
+def solve(
+    problem: Problem, *, seed: int = 0, deadline_s: float | None = None
+) -> Mapping:
+    """The best mapping of all parts; with a deadline that is over, the greedy one."""
+    candidates = [greedy.solve(problem, seed=seed, deadline_s=deadline_s)]
+    if is_over(deadline_s):
+        return candidates[0]
+    compiled = compiler_mapping.from_compiler(problem)
+    if compiled is not None:
+        candidates.append(compiled)
+    if not is_over(deadline_s):
+        candidates.append(
+            muzero.play(
+                muzero.pretrained(),
+                problem,
+                seed=seed,
+                deadline_s=deadline_s,
+                rounds=muzero.POLICY,
+            )
+        )
+    polished = [
+        polish(problem, m, deadline_s=deadline_s, seed=seed) for m in candidates
+    ]
+    best = min(candidates + polished, key=lambda m: problem.evaluate(m).latency_s)
+    steps = _SEARCHED_USES // max(len(problem.access_op), 1)
+    steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
+    return polish(
+        problem,
+        best,
+        seed=seed,
+        deadline_s=deadline_s,
+        steps=None if deadline_s is not None else steps,
+    )

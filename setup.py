@@ -1,0 +1,44 @@
+"""Everything the installer knows of jax_malloc; pyproject.toml configures the tools."""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("frontends", "hwmodel", "jax_malloc")
+
+setup(
+    name="jax_malloc",
+    version="0.1.0",
+    description="Learned memory mapping for JAX programs, planned without the device.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]
+    ),
+    package_data={"": ["py.typed"], "jax_malloc": ["weights/*"]},
+    install_requires=[
+        "jax>=0.10.2",  # traces and lowers functions, runs the game and the agent
+        "jaxlib",  # the MLIR bindings that read StableHLO, as jax pins them
+        "numpy",  # problems, latencies and the shipped weights are host arrays
+        "flax",  # the agent's networks
+        "mctx",  # its tree search, Gumbel MuZero
+        "absl-py",  # flags of the examples and the training program
+        "optax",  # the training program's optimiser
+        "rich",  # tables in the terminal
+        "msgpack",  # weights and checkpoints are data, never pickle; flax calls it
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],  # libtpu, to compile for a TPU that is not there; 684 MB
+        "viz": ["matplotlib"],  # plots of a plan and of a training run
+        "dev": ["pytest", "hypothesis", "ruff"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Compilers",
+        "Typing :: Typed",
+    ],
+)
