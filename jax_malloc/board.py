@@ -183,13 +183,32 @@ def _boundary_depth(problem: Problem) -> np.ndarray:
     return depth
 
 
-def _loops_below_home(problem: Problem) -> list[dict[int, int]]:
-    """Per region r: `{home: outermost region inside home that holds r}`."""
-    regions, result = problem.program.regions, []
+class _Block(NamedTuple):
+    """A loop or all branches of a conditional: ops `[start, end)`, its own at `end`."""
+
+    start: int
+    end: int
+
+
+def _blocks_below_home(problem: Problem) -> list[dict[int, _Block]]:
+    """Per region r: `{home: outermost block inside home that holds r}`.
+
+    Branches of one conditional share its name and follow each other in the schedule.
+    """
+    regions = problem.program.regions
+    same = [(region.parent, region.name) for region in regions]
+    blocks = {
+        key: _Block(
+            min(r.start for r, k in zip(regions, same, strict=True) if k == key),
+            max(r.end for r, k in zip(regions, same, strict=True) if k == key),
+        )
+        for key in same
+    }
+    result = []
     for r in range(len(regions)):
         below, child = {}, r
         while child > 0:
-            below[regions[child].parent] = child
+            below[regions[child].parent] = blocks[same[child]]
             child = regions[child].parent
         result.append(below)
     return result
@@ -197,11 +216,11 @@ def _loops_below_home(problem: Problem) -> list[dict[int, int]]:
 
 def _access_rows(problem: Problem, chosen: Rows, unit_s: float):
     """The fields of `Access`, unpadded, and `[T]` units of careful spare time."""
-    program, regions = problem.program, problem.program.regions
+    program = problem.program
     ops = problem.access_op[chosen.access]
     buffers = problem.access_buffer[chosen.access]
     n, num_ops = len(ops), len(program.ops)
-    below, home = _loops_below_home(problem), problem.home_region
+    below, home = _blocks_below_home(problem), problem.home_region
     rate, dma = _copy_rate(problem), problem.accelerator.dma
     counts = problem.region_counts[home[buffers]]
     sizes = np.array([b.size_bytes for b in program.buffers], np.float64)[buffers]
@@ -216,19 +235,15 @@ def _access_rows(problem: Problem, chosen: Rows, unit_s: float):
     defines = np.zeros(n, bool)
     following = np.full(n, -1)
     last_row: dict[int, int] = {}
-    group: dict[int, int] = {}
-    loop_op = {region.end: r for r, region in enumerate(regions) if r > 0}
+    group: dict[int, _Block | None] = {}
     for i, (t, b) in enumerate(zip(ops.tolist(), buffers.tolist(), strict=True)):
-        loop = below[program.ops[t].region].get(home[b], 0)
-        if not loop and t in loop_op and group.get(b) == loop_op[t]:
-            loop = loop_op[t]  # the while op itself, which touches its state
-        if loop:
-            ready_by[i], hold_until[i] = (
-                regions[loop].start,
-                min(regions[loop].end, num_ops - 1),
-            )
-            follows[i] = group.get(b) == loop
-        group[b] = loop
+        block, earlier = below[program.ops[t].region].get(home[b]), group.get(b)
+        if block is None and earlier is not None and earlier.end == t:
+            block = earlier  # the while op itself, which touches its state
+        if block is not None:
+            ready_by[i], hold_until[i] = block.start, min(block.end, num_ops - 1)
+            follows[i] = earlier == block
+        group[b] = block
         if b in last_row:
             following[last_row[b]] = i
         else:
@@ -261,8 +276,5 @@ def _access_rows(problem: Problem, chosen: Rows, unit_s: float):
         "next_op": np.where(has_next, ops[following], NEVER),
         "next_follows": has_next & follows[following],
         "ends_slow": is_output & ~has_next,
-        "depth": _boundary_depth(problem)[
-            np.array([regions[r].start for r in range(len(regions))])
-        ][home[buffers]]
-        + (home[buffers] > 0),
+        "depth": np.array([len(b) for b in below])[home[buffers]],
     }, spare / unit_s

@@ -3,10 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_problems
 
+from frontends import stablehlo
+from hwmodel import presets
 from jax_malloc import board as board_lib
 from jax_malloc import fast_memory, game, replay, validator
 from jax_malloc.game import Action
@@ -237,3 +240,29 @@ def test_a_loop_is_decided_once_for_what_outlives_it():
 def test_a_program_too_long_for_the_board_says_what_to_do():
     with pytest.raises(ValueError, match="greedy"):
         board_lib.bucket(10**6)
+
+
+def branches_in_a_loop(choose, a):
+    def body(c, x):
+        return jax.lax.cond(x[0, 0] > 0, lambda c: c @ a, lambda c: c @ x, c), c.sum()
+
+    b = jnp.tanh(a) @ a
+    c, d = jax.lax.cond(
+        choose, lambda a, b: (a @ b, a), lambda a, b: (jnp.sin(a) @ b, b @ b), a, b
+    )
+    e, sums = jax.lax.scan(body, c, jnp.stack([a, b, a]))
+    return e @ b, sums, d @ a
+
+
+@pytest.mark.parametrize("size", [256, 2048])
+def test_branches_of_a_conditional_are_decided_together(size):
+    program = stablehlo.from_jax(
+        branches_in_a_loop,
+        jax.ShapeDtypeStruct((), jnp.bool_),
+        jax.ShapeDtypeStruct((size, size), jnp.float32),
+    )
+    problem = toy_problems.problem(program, presets.get("tpu_v5e"))
+    for mapping, reward_s in random_games(problem, size, games=8):
+        assert validator.find_violations(problem, mapping) == []
+        saved_s = problem.all_slow_latency_s - problem.evaluate(mapping).latency_s
+        assert reward_s == pytest.approx(saved_s, abs=2e-5 * problem.all_slow_latency_s)
