@@ -1,13 +1,18 @@
 """Everything the installer knows of jax_malloc; pyproject.toml configures the tools."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
+README = pathlib.Path(__file__).with_name("README.md")
 PACKAGES = ("frontends", "hwmodel", "jax_malloc")
 
 setup(
     name="jax_malloc",
     version="0.1.0",
     description="Learned memory mapping for JAX programs, planned without the device.",
+    long_description=README.read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",

@@ -35,13 +35,18 @@ class Stays(NamedTuple):
     written: jax.Array
 
 
-def num_slots(num_accesses: int) -> int:
-    """Rows of the table of stays for a program of that many accesses.
+# Rows for stays that are over, so that prefetches can reach back past them.
+_ENDED = 32
+_SLOTS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-    A full table refuses new stays, so it grows with the program; it never depends on
-    the padding.
+
+def num_slots(most_live: int) -> int:
+    """Rows of the table of stays for a program with that many buffers live at a time.
+
+    A full table refuses new stays. It never depends on the padding of the board.
     """
-    return 64 if num_accesses <= 512 else 128 if num_accesses <= 2048 else 192
+    wanted = most_live + _ENDED
+    return next((s for s in _SLOTS if s >= wanted), _SLOTS[-1])
 
 
 def empty(slots: int) -> Stays:

@@ -139,7 +139,7 @@ def init(board: Board, slots: int) -> GameState:
 
     Args:
       board: the problem.
-      slots: static rows of the table of stays, `fast_memory.num_slots(accesses)`.
+      slots: static rows of the table of stays, `fast_memory.num_slots`.
     """
     spare = jnp.asarray(board.careful_spare)
     return GameState(

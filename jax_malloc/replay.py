@@ -139,4 +139,14 @@ def to_mapping(problem: Problem, moves: Move) -> Mapping:
 
 def slots_of(problem: Problem) -> int:
     """Rows of the table of stays that a game of this problem plays with."""
-    return fast_memory.num_slots(len(board_lib.rows(problem).access))
+    chosen = board_lib.rows(problem).access
+    ops, buffers = problem.access_op[chosen], problem.access_buffer[chosen]
+    num_ops = len(problem.program.ops)
+    first = np.full(len(problem.program.buffers), num_ops)
+    last = np.full(len(problem.program.buffers), -1)
+    np.minimum.at(first, buffers, ops)
+    np.maximum.at(last, buffers, ops)
+    used = last >= 0
+    change = np.bincount(first[used], minlength=num_ops + 1)
+    change -= np.bincount(last[used] + 1, minlength=num_ops + 1)
+    return fast_memory.num_slots(int(np.cumsum(change).max(initial=0)))

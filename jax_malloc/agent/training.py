@@ -25,7 +25,7 @@ import optax
 from flax import serialization
 
 from jax_malloc import board as board_lib
-from jax_malloc import fast_memory, observation, replay
+from jax_malloc import observation, replay
 from jax_malloc.agent import checkpoint, rollout
 from jax_malloc.agent.network import (
     MuZeroNetwork,
@@ -79,6 +79,7 @@ class Lesson(NamedTuple):
     board: Board
     outlook: Outlook
     scale: np.float32
+    slots: int  # rows of the game's table of stays
 
 
 class Positions(NamedTuple):
@@ -120,11 +121,12 @@ def prepare(problems: Sequence[Problem]) -> list[Lesson]:
         board = board_lib.build(problem, max(length, _SHORTEST))
         outlook = observation.outlook(board)
         keep_all = np.zeros(len(board.access.op), np.int32)
-        moves = replay.play(board, keep_all, slots=replay.slots_of(problem))
+        slots = replay.slots_of(problem)
+        moves = replay.play(board, keep_all, slots=slots)
         possible = float(outlook.saving.sum())
         lost = possible - float(moves.reward.sum())
         scale = np.float32(max(lost, 0.02 * possible, 1e-3))
-        lessons.append(Lesson(problem.program.name, board, outlook, scale))
+        lessons.append(Lesson(problem.program.name, board, outlook, scale, slots))
     return lessons
 
 
@@ -235,7 +237,7 @@ def self_play(
         board,
         outlook,
         jnp.ones(len(lessons)),
-        slots=fast_memory.num_slots(board.access.op.shape[1]),
+        slots=max(x.slots for x in lessons),
         num_simulations=config.num_simulations,
         batched=True,
         record=True,
@@ -392,9 +394,13 @@ def update(config, network, params, opt_state, rows: Positions, learning_rate):
 
 
 def _by_length(lessons: Sequence[Lesson]) -> dict[int, list[Lesson]]:
+    """Lessons that are played together, with one table size for each group."""
     groups: dict[int, list[Lesson]] = {}
     for lesson in lessons:
         groups.setdefault(len(lesson.board.access.op), []).append(lesson)
+    for group in groups.values():
+        slots = max(lesson.slots for lesson in group)
+        group[:] = [lesson._replace(slots=slots) for lesson in group]
     return groups
 
 

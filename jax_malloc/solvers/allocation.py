@@ -92,6 +92,11 @@ class Allocation:
         """`(boundary, seconds)` of every wait for a copy."""
         return self._timing.stalls()
 
+    def blocking_stays(self) -> list[Stay]:
+        """Stays with a copy that ops wait for, or one just ahead of it in the queue."""
+        blocking = set(self._timing.blocking_copies())
+        return [s for s in self.all_stays() if not blocking.isdisjoint(s.copies)]
+
     def save(self) -> tuple:
         """A snapshot for `restore`."""
         return dict(self.stays), self._timing.save(), self._packing.save()
@@ -184,8 +189,14 @@ class Allocation:
         free_from, free_until = self._free_span(stay.buffer_id, first, last)
         self._packing.remove(stay.key)
         best, best_s = stay, self.latency_s - self._noise_s
-        for begin, end, prefetch, eviction in self._windows.of_run(
-            life, first, last, free_from=free_from, free_until=free_until, many=True
+        for begin, end, prefetch, eviction in self._windows.retimed(
+            life,
+            first,
+            last,
+            free_from=free_from,
+            free_until=free_until,
+            prefetch=stay.prefetch,
+            eviction=stay.eviction,
         ):
             if not self._packing.is_free(life.granules, stay.offset, begin, end):
                 continue

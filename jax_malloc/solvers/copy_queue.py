@@ -150,6 +150,19 @@ class CopyQueue:
             return 0.0
         return clock[self.copies[position].start] + self.runs_s[position]
 
+    def blocking(self, clock: list[float]) -> list[QueuedCopy]:
+        """Copies that ops wait for, and those just ahead of them in the queue."""
+        found, blocks = [], False
+        for position in reversed(range(len(self.copies))):
+            copy = self.copies[position]
+            blocks = blocks or self.waits_s[position] > 0
+            if blocks:
+                found.append(copy)
+                # The queue was idle before: what is further ahead is not to blame.
+                if self.end_s(clock, position - 1) < clock[copy.start]:
+                    blocks = False
+        return found
+
     def latest_start(
         self, clock: list[float], earliest: int, done: int, seconds: float
     ) -> int:

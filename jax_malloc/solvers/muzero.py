@@ -22,7 +22,7 @@ WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "agent.msgpack"
 # sampling from the policy alone gives more games in the same time.
 POLICY = ((0, 64),)
 POLICY_THEN_SEARCH = ((0, 64), (16, 32))
-_MOVES_PER_ROUND = 100_000  # fewer games of long programs
+_WORK_PER_ROUND = 250_000  # moves x cost of one: fewer games of long programs
 _MAX_TEMPERATURE = 1.0
 
 
@@ -53,9 +53,9 @@ def play(
         return Mapping()
     outlook = observation.outlook(board)
     best, saved = None, 0.0
-    for i, (simulations, games) in enumerate(
-        _affordable(rounds, int(board.num_accesses))
-    ):
+    slots = replay.slots_of(problem)
+    affordable = _affordable(rounds, int(board.num_accesses), slots)
+    for i, (simulations, games) in enumerate(affordable):
         if is_over(deadline_s):
             break
         # The first game of a round is greedy, the others ever more random.
@@ -67,7 +67,7 @@ def play(
             board,
             outlook,
             temperature,
-            slots=replay.slots_of(problem),
+            slots=slots,
             num_simulations=simulations,
         ).moves
         rewards = np.asarray(moves.reward).sum(axis=1)
@@ -79,10 +79,11 @@ def play(
 
 
 def _affordable(
-    rounds: Sequence[tuple[int, int]], num_accesses: int
+    rounds: Sequence[tuple[int, int]], num_accesses: int, slots: int
 ) -> Iterator[tuple[int, int]]:
     """The rounds with fewer games where a program is long."""
+    cost = num_accesses * (1 + slots // 64)
     for simulations, games in rounds:
-        most = _MOVES_PER_ROUND // (num_accesses * (1 + simulations // 4))
+        most = _WORK_PER_ROUND // (cost * (1 + simulations // 4))
         # Powers of two, so that programs of one bucket share a compilation.
         yield simulations, min(games, 1 << max(most, 1).bit_length() - 1)

@@ -69,9 +69,8 @@ def drop_losers(allocation: Allocation, *, deadline_s: float | None = None) -> N
 
 
 def retime(allocation: Allocation, *, deadline_s: float | None = None) -> None:
-    """Moves copies, at the offsets that there are, as long as ops wait for any."""
-    for stay in list(allocation.all_stays()):
-        if is_over(deadline_s) or not allocation.stall_s:
+    """Moves copies that ops wait for, at the offsets that there are."""
+    for stay in allocation.blocking_stays():
+        if is_over(deadline_s):
             return
-        if stay.copies:
-            allocation.retime(stay)
+        allocation.retime(stay)

@@ -39,6 +39,7 @@ _AT_A_STALL = 0.2
 _PART_OF_RUN = 0.5
 _MORE_RUINED = 0.3
 _LONGER_RUN = 0.2
+_RETIME = 0.3
 _SPLIT_AT_LONGEST_GAP = 0.7
 _MOST_RUNS = 40  # tried when a hole is refilled
 _MOST_DRAWS = 20  # of a use, until one is in slow memory
@@ -107,6 +108,10 @@ class RuinRecreate:
         begin = min([s.begin for s in ruin.stays] + [ruin.begin])
         end = max([s.end for s in ruin.stays] + [ruin.end])
         self._recreate(begin, end)
+        if self._rng.random() < _RETIME:
+            for stay in self._allocation.blocking_stays():
+                if stay.begin < end and begin < stay.end:
+                    self._allocation.retime(stay)
 
     def _around(self, t: int) -> _Ruin:
         """Some of the stays around an op."""

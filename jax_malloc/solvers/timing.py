@@ -149,6 +149,10 @@ class Timing:
             if wait_s > 0
         ]
 
+    def blocking_copies(self) -> list[QueuedCopy]:
+        """Copies that ops wait for, and those just ahead of them in the queue."""
+        return [c for queue in self._queues for c in queue.blocking(self._clock)]
+
     def _op(self, t: int, slow_bytes: float) -> tuple[float, float]:
         """Latency and spare time of one op."""
         latency_s = self._base_s[t] + self._slope[t] * slow_bytes

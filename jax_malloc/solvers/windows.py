@@ -11,7 +11,7 @@ A copy gets as many times its own length of unused copy time as the room says.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jax_malloc.problem import Problem
@@ -45,6 +45,40 @@ class Windows:
         self._num_ops = len(problem.program.ops)
 
     def of_run(
+        self, life: Life, first: int, last: int, *, free_from: int, free_until: int
+    ) -> Iterator[Window]:
+        """A few windows for uses `[first, last]`, preferred ones first; maybe none.
+
+        Args:
+          life: the buffer.
+          free_from, free_until: boundaries between which it has no other stay.
+        """
+        fills: list[QueuedCopy | None] = [None]
+        saves: list[QueuedCopy | None] = [None]
+        if life.uses[first].reads:
+            span = self._prefetch_span(life, first, free_from)
+            if span is None:
+                return
+            starts = (
+                self._timing.latest_start(*span, life.copy_s * room) for room in _ROOMS
+            )
+            fills = list(self._prefetches(life, span, starts))
+        if life.needs_eviction(first, last):
+            span = self._eviction_span(life, first, last, free_until)
+            if span is None:
+                return
+            start, latest = span[0], span[2]
+            dones = (
+                self._timing.earliest_done(start, latest, life.copy_s * room)
+                for room in _ROOMS
+            )
+            saves = list(self._evictions(life, span, (*dones, latest)))
+        elif life.uses[last].end > free_until:
+            return
+        for save, fill in itertools.product(saves, fills):
+            yield _window(life, first, last, fill, save)
+
+    def retimed(
         self,
         life: Life,
         first: int,
@@ -52,79 +86,86 @@ class Windows:
         *,
         free_from: int,
         free_until: int,
-        many: bool = False,
+        prefetch: QueuedCopy | None,
+        eviction: QueuedCopy | None,
     ) -> Iterator[Window]:
-        """Windows for uses `[first, last]`, preferred ones first; maybe none.
+        """Windows with one of a stay's copies moved, by all sensible distances."""
+        if prefetch is not None:
+            span = self._prefetch_span(life, first, free_from)
+            starts = (span[1] - distance for distance in _DISTANCES)
+            for fill in self._prefetches(life, span, starts):
+                yield _window(life, first, last, fill, eviction)
+        if eviction is not None:
+            span = self._eviction_span(life, first, last, free_until)
+            dones = (span[1] + distance for distance in _DISTANCES)
+            for save in self._evictions(life, span, (*dones, span[2])):
+                yield _window(life, first, last, prefetch, save)
 
-        Args:
-          life: the buffer.
-          free_from, free_until: boundaries between which it has no other stay.
-          many: every sensible copy time, not only those that should be good.
-        """
-        begin, end = life.uses[first].begin, life.uses[last].end
-        fills: list[QueuedCopy | None] = [None]
-        saves: list[QueuedCopy | None] = [None]
-        if life.uses[first].reads:
-            fills = list(self._prefetches(life, first, free_from, many))
-        if life.needs_eviction(first, last):
-            saves = list(self._evictions(life, first, last, free_until, many))
-        elif end > free_until:
-            return
-        for save, fill in itertools.product(saves, fills):
-            yield Window(
-                fill.start if fill else begin,
-                max(end, save.done) if save else end,
-                fill,
-                save,
-            )
-
-    def _prefetches(
-        self, life: Life, first: int, free_from: int, many: bool
-    ) -> Iterator[QueuedCopy]:
-        """Copies that bring a buffer in for a use."""
+    def _prefetch_span(
+        self, life: Life, first: int, free_from: int
+    ) -> tuple[int, int] | None:
+        """Earliest start and deadline of a prefetch; None if there is no way."""
         done = life.uses[first].begin
         written = [u.end for u in life.uses[:first] if u.writes]
+        if not written and not life.starts_in_slow:
+            return None
         earliest = self._boundaries.at_or_after(life.home, max([free_from, *written]))
-        nothing_to_copy = not (written or life.starts_in_slow)
-        if (
-            nothing_to_copy
-            or earliest > done
-            or self._boundaries.at_or_before(life.home, done) != done
-        ):
-            return
-        if many:
-            starts = [done - distance for distance in _DISTANCES]
-        else:
-            starts = [
-                self._timing.latest_start(earliest, done, life.copy_s * room)
-                for room in _ROOMS
-            ]
-        starts = [max(s, earliest) for s in starts]
-        starts = [self._boundaries.at_or_before(life.home, s) for s in starts]
+        if earliest > done or self._boundaries.at_or_before(life.home, done) != done:
+            return None
+        return earliest, done
+
+    def _eviction_span(
+        self, life: Life, first: int, last: int, free_until: int
+    ) -> tuple[int, int, int] | None:
+        """Start, earliest and latest deadline of an eviction; None if there is no way.
+
+        It starts right after the last of the writes that it saves.
+        """
+        written = max(u.end for u in life.uses[first : last + 1] if u.writes)
+        start = self._boundaries.at_or_after(life.home, written)
+        limit = free_until
+        if last + 1 < len(life.uses):
+            limit = min(limit, life.uses[last + 1].begin)
+        latest = self._boundaries.at_or_before(life.home, limit)
+        earliest = max(start, life.uses[last].end)
+        return (start, earliest, latest) if earliest <= latest else None
+
+    def _prefetches(
+        self, life: Life, span: tuple[int, int], starts: Iterable[int]
+    ) -> Iterator[QueuedCopy]:
+        """Prefetches at allowed boundaries near `starts`."""
+        earliest, done = span
+        starts = (
+            self._boundaries.at_or_before(life.home, max(start, earliest))
+            for start in starts
+        )
         for start in dict.fromkeys(starts):
             yield QueuedCopy(start, done, life.size_bytes, False, life.copy_s)
 
     def _evictions(
-        self, life: Life, first: int, last: int, free_until: int, many: bool
+        self, life: Life, span: tuple[int, int, int], dones: Iterable[int]
     ) -> Iterator[QueuedCopy]:
-        """Copies that save what uses `[first, last]` wrote, from the last write on."""
-        written = max(u.end for u in life.uses[first : last + 1] if u.writes)
-        start = self._boundaries.at_or_after(life.home, written)
-        limit = self._num_ops
-        if last + 1 < len(life.uses):
-            limit = life.uses[last + 1].begin
-        latest = self._boundaries.at_or_before(life.home, min(limit, free_until))
-        earliest = max(start, life.uses[last].end)
-        if latest < earliest:
-            return
-        if many:
-            dones = [earliest + distance for distance in _DISTANCES]
-        else:
-            dones = [
-                self._timing.earliest_done(start, latest, life.copy_s * room)
-                for room in _ROOMS
-            ]
-        dones = [min(max(d, earliest), latest) for d in dones] + [latest]
-        dones = [self._boundaries.at_or_after(life.home, d) for d in dones]
+        """Evictions with deadlines at allowed boundaries near `dones`."""
+        start, earliest, latest = span
+        dones = (
+            self._boundaries.at_or_after(life.home, min(max(done, earliest), latest))
+            for done in dones
+        )
         for done in dict.fromkeys(dones):
             yield QueuedCopy(start, done, life.size_bytes, True, life.copy_s)
+
+
+def _window(
+    life: Life,
+    first: int,
+    last: int,
+    prefetch: QueuedCopy | None,
+    eviction: QueuedCopy | None,
+) -> Window:
+    begin, end = life.uses[first].begin, life.uses[last].end
+    return Window(
+        begin if prefetch is None else prefetch.start,
+        end if eviction is None else max(end, eviction.done),
+        prefetch,
+        eviction,
+    )

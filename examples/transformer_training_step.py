@@ -1,0 +1,96 @@
+"""The training step of a GPT, planned from start to end without a weight or a device.
+
+Traces a Flax transformer with Adam on shapes alone, lowers it to StableHLO and compares
+what the solvers make of it. Latencies are predicted by the accelerator's model.
+
+    python examples/transformer_training_step.py
+    python examples/transformer_training_step.py --layers=12 --width=768 --heads=12
+"""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+
+import model_zoo
+import solver_table
+from accelerator_flag import AcceleratorParser, NameSerializer
+from frontends import stablehlo
+from jax_malloc.solvers import SOLVERS
+
+_LAYERS = flags.DEFINE_integer("layers", 4, "Transformer blocks.", 1)
+_WIDTH = flags.DEFINE_integer("width", 512, "Features of each token.", 1)
+_HEADS = flags.DEFINE_integer("heads", 8, "Attention heads; divides --width.", 1)
+_SEQUENCE = flags.DEFINE_integer("sequence", 512, "Tokens in each sequence.", 1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Sequences in each step.", 1)
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 16384, "Different tokens.", 1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "bfloat16",
+    ["bfloat16", "float16", "float32"],
+    "Of activations; parameters are float32.",
+)
+_ACCELERATOR = flags.DEFINE(
+    AcceleratorParser(),
+    "accelerator",
+    "tpu_v5e",
+    "Machine to plan for.",
+    serializer=NameSerializer(),
+)
+_SOLVERS = flags.DEFINE_list(
+    "solvers",
+    ["all_slow", "greedy", "muzero", "hybrid"],
+    "Compared, comma-separated; the plan of the last one is printed.",
+)
+flags.register_validator(
+    "solvers",
+    lambda names: bool(names) and set(names) <= set(SOLVERS),
+    message=f"choose from {', '.join(SOLVERS)}",
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the solvers' random choices.", 0)
+_TIME_LIMIT_S = flags.DEFINE_float("time_limit_s", 20.0, "Seconds per solver.", 0)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # not a line per backend that JAX lacks
+    if _WIDTH.value % _HEADS.value:
+        raise app.UsageError(
+            f"--heads={_HEADS.value} does not divide --width={_WIDTH.value}"
+        )
+    start_s = time.perf_counter()
+    step, arguments = model_zoo.transformer(
+        batch=_BATCH.value,
+        sequence=_SEQUENCE.value,
+        layers=_LAYERS.value,
+        width=_WIDTH.value,
+        heads=_HEADS.value,
+        vocabulary=_VOCABULARY.value,
+        causal=True,
+        training=True,
+        dtype=jnp.dtype(_DTYPE.value),
+    )
+    # Parameters and optimizer state are updated in place, as any real loop does.
+    step = jax.jit(step, donate_argnums=(0, 1, 2))
+    program = stablehlo.from_jax(step, *arguments)
+    parameters = sum(x.size for x in jax.tree.leaves(arguments[0]))
+    print(
+        f"{parameters / 1e6:.1f} M parameters, {len(program.ops)} ops, "
+        f"{len(program.buffers)} buffers, read in {time.perf_counter() - start_s:.1f} s"
+    )
+    results = solver_table.run_solvers(
+        program,
+        _ACCELERATOR.value,
+        _SOLVERS.value,
+        seed=_SEED.value,
+        time_limit_s=_TIME_LIMIT_S.value,
+    )
+    print(results[-1].plan)
+    print(f"\n{solver_table.table(results)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

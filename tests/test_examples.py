@@ -1,0 +1,307 @@
+"""Every example from its command line to the lines that it prints."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import app, flags
+
+import jax_malloc
+import model_zoo
+from frontends import stablehlo
+from jax_malloc.agent import checkpoint
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Binaries; the other modules beside them are imported by these.
+BINARIES = sorted(
+    path.stem for path in EXAMPLES.glob("*.py") if "app.run(main)" in path.read_text()
+)
+
+
+@pytest.fixture
+def load():
+    """Imports an example anew; its flags are forgotten afterwards."""
+    before, loaded = set(flags.FLAGS), []
+
+    def load(name):
+        sys.modules.pop(name, None)
+        loaded.append(name)
+        return importlib.import_module(name)
+
+    yield load
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    flags.FLAGS.unparse_flags()
+    for name in loaded:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def run(load, capsys, monkeypatch):
+    """Runs an example's main with flags: its exit code and all that it printed."""
+    monkeypatch.setenv("JAX_MALLOC_CACHE_DIR", "")  # no plans of earlier runs
+
+    def run(name, *args):
+        with pytest.raises(SystemExit) as exit_info:
+            app.run(load(name).main, argv=[f"{name}.py", *map(str, args)])
+        printed = capsys.readouterr()
+        code = exit_info.value.code
+        message = code if isinstance(code, str) else ""
+        return code, printed.out + printed.err + message
+
+    return run
+
+
+def cells(text, row):
+    """What stands right of the first cell in the table's row that begins with `row`."""
+    (line,) = re.findall(rf"^{re.escape(row)}  +(.*)$", text, re.MULTILINE)
+    return re.split("  +", line.strip())
+
+
+def ratio(cell):
+    return float(cell.removesuffix("x"))
+
+
+def test_every_binary_is_tested():
+    tested = Path(__file__).read_text()
+    for name in BINARIES:
+        assert f'run("{name}"' in tested.replace("(\n        ", "("), name
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_flags_are_explained(load, name):
+    module = load(name)
+    assert module.__doc__.count("\n") > 2
+    own = [f for f in flags.FLAGS.flags_by_module_dict()[name]]
+    assert own
+    for flag in own:
+        assert len(flag.help) > 8, flag.name
+        assert flag.help.endswith("."), flag.name
+
+
+def test_help_needs_no_arguments():
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "plan_hlo_dump.py", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1)  # absl's own choice differs between versions
+    assert "--hlo: Scheduled HLO text" in done.stdout
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_stray_arguments_are_refused(run, name):
+    required = ["--hlo=x"] if name == "plan_hlo_dump" else []
+    code, printed = run(name, *required, "stray")
+    assert code == 1
+    assert "unexpected arguments: stray" in printed
+
+
+def test_quickstart(run, tmp_path):
+    out = tmp_path / "plan.json"
+    sizes = ("--tokens=256", "--width=128")
+    code, printed = run("quickstart", *sizes, "--solver=greedy", f"--out={out}")
+    assert code is None
+    assert "same values as jax.jit: True" in printed
+    plan = jax_malloc.load_plan(out)
+    assert f"speedup over all in slow memory: {plan.speedup:.2f}x" in printed
+    assert json.loads(out.read_text())["format"] == "jax_malloc.plan"
+
+
+def test_alphatensor_matmul(run):
+    code, printed = run(
+        "alphatensor_matmul",
+        "--size=1024",
+        "--factorization=strassen",
+        "--solver=greedy",
+    )
+    assert code is None
+    assert "strassen <2,2,2;7>: 7 block products instead of 8, checked" in printed
+    error = float(re.search(r"max relative error (\S+)", printed)[1])
+    assert 0 < error < 1e-5
+    assert len(cells(printed, "jnp.matmul")) == 4
+    slow, _, planned, speedup = cells(printed, "strassen <2,2,2;7>")
+    assert slow.endswith("us")
+    assert planned.endswith("us")
+    assert ratio(speedup) >= 1
+    assert len(cells(printed, "fast over plain")) == 3
+
+
+def test_alphatensor_matmul_of_odd_rectangles(run):
+    sizes = ("--m=300", "--k=130", "--n=70")
+    code, printed = run(
+        "alphatensor_matmul",
+        *sizes,
+        "--factorization=laderman",
+        "--dtype=float32",
+        "--accelerator=tpu_v5e",
+        "--solver=greedy",
+    )
+    assert code is None
+    assert "float32 300 x 130 by 130 x 70 on tpu_v5e" in printed
+    assert len(cells(printed, "laderman <3,3,3;23>")) == 4
+
+
+def test_alphatensor_matmul_refuses_what_is_no_factorization(run, tmp_path):
+    path = tmp_path / "wrong.npz"
+    np.savez(path, u=np.ones((4, 7)), v=np.ones((4, 7)), w=np.ones((4, 7)))
+    code, printed = run("alphatensor_matmul", f"--factorization={path}")
+    assert code not in (None, 0)
+    assert re.search(r"does not multiply matrices: A\[0,0\] B\[0,0\] is in", printed)
+    assert "Traceback" not in printed
+
+
+def test_transformer_training_step(run):
+    sizes = ("--layers=1", "--width=64", "--heads=2", "--sequence=64", "--batch=2")
+    solvers = "all_slow,greedy"
+    code, printed = run(
+        "transformer_training_step",
+        *sizes,
+        "--vocabulary=512",
+        f"--solvers={solvers}",
+        "--time_limit_s=5",
+    )
+    assert code is None
+    assert re.search(r"0\.1 M parameters, \d+ ops, \d+ buffers", printed)
+    for solver in solvers.split(","):
+        _, speedup, violations, _ = cells(printed, solver)
+        assert violations == "0"
+        assert ratio(speedup) >= 1
+    assert cells(printed, "all_slow")[1] == "1.00x"
+
+
+def test_transformer_training_step_refuses_heads_that_do_not_divide(run):
+    code, printed = run("transformer_training_step", "--width=100", "--heads=8")
+    assert code == 1
+    assert "--heads=8 does not divide --width=100" in printed
+
+
+def test_plan_hlo_dump(run, tmp_path):
+    dump = sorted((Path(__file__).parent / "testdata").glob("*.hlo*"))[0]
+    out, annotated = tmp_path / "plan.json", tmp_path / "annotated.hlo"
+    code, printed = run(
+        "plan_hlo_dump",
+        f"--hlo={dump}",
+        "--solvers=greedy",
+        f"--out={out}",
+        f"--annotated={annotated}",
+    )
+    assert code is None
+    assert re.match(r"\d+: \d+ [a-z]", cells(printed, "ops")[0])
+    assert cells(printed, "greedy")[2] == "0"
+    assert jax_malloc.load_plan(out).solver == "greedy"
+    assert "HloModule" in annotated.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), ("not an HLO module", "")],
+)
+def test_plan_hlo_dump_refuses_bad_files(run, tmp_path, content, message):
+    path = tmp_path / "bad.hlo"
+    if content is not None:
+        path.write_text(content)
+    code, printed = run("plan_hlo_dump", f"--hlo={path}")
+    assert code not in (None, 0)
+    assert "bad.hlo" in printed
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_benchmark(run):
+    dump = sorted((Path(__file__).parent / "testdata").glob("*.hlo*"))[0]
+    code, printed = run(
+        "benchmark",
+        "--rows=parse,game,solve",
+        "--runs=1",
+        f"--hlo={dump}",
+        "--game_accesses=30",
+        "--games=2",
+        "--accesses=30",
+        "--solvers=greedy",
+    )
+    assert code is None
+    assert re.search(r"steps/s", printed)
+    assert re.search(r"peak memory +\d+ MiB", printed)
+
+
+def test_benchmark_refuses_unknown_rows(run):
+    code, printed = run("benchmark", "--rows=parse,import_time")
+    assert code == 1
+    assert "--rows: no import_time; there are import, parse, game, solve" in printed
+
+
+def test_model_zoo_names_programs_of_every_family():
+    assert len(model_zoo.ZOO) >= 35
+    families = {model_zoo.family(name) for name in model_zoo.ZOO}
+    assert families == set(model_zoo.FAMILIES)
+
+
+# Small enough to lower all of them in seconds.
+TINY = {
+    "autoencoder": {"batch": 2, "image": 16, "channels": 4, "depth": 2},
+    "encoder_decoder": {"batch": 2, "source": 8, "target": 4, "width": 16, "layers": 1},
+    "lstm_scan": {"batch": 2, "sequence": 4, "width": 8},
+    "mixer": {"batch": 2, "patches": 4, "width": 8, "layers": 1},
+    "mlp": {"batch": 2, "width": 8, "layers": 2},
+    "resnet": {"batch": 2, "image": 32, "channels": 4, "blocks": (1, 1)},
+    "transformer_decoder": {"batch": 2, "sequence": 8, "width": 16, "layers": 1},
+    "transformer_encoder": {"batch": 2, "sequence": 8, "width": 16, "layers": 1},
+    "unet": {"batch": 2, "image": 16, "channels": 8, "depth": 2},
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("family", model_zoo.FAMILIES)
+def test_every_family_lowers_from_shapes(family, training):
+    function, arguments = model_zoo.FAMILIES[family](**TINY[family], training=training)
+    leaves = jax.tree.leaves(arguments)
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+    program = stablehlo.from_jax(function, *arguments)
+    assert sum(op.matmul_flops for op in program.ops) > 0
+
+
+@pytest.mark.parametrize("family", ["lstm_scan", "mlp"])
+def test_training_steps_lower_the_loss(family):
+    step, arguments = model_zoo.FAMILIES[family](
+        **TINY[family], training=True, dtype=jnp.float32
+    )
+    rng = np.random.default_rng(0)
+    params, state, optimizer_state, *batch = jax.tree.map(
+        lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype), arguments
+    )
+    optimizer_state = jax.tree.map(jnp.zeros_like, optimizer_state)
+    step, losses = jax.jit(step), []
+    for _ in range(5):
+        params, state, optimizer_state, loss = step(
+            params, state, optimizer_state, *batch
+        )
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_train_agent_leaves_a_checkpoint_and_a_curve(run, tmp_path):
+    code, out = run(
+        "train_agent",
+        f"--run_dir={tmp_path}",
+        "--minutes=0.01",
+        "--generated=6",
+        "--held_out=2",
+        "--max_accesses=128",
+        "--num_games=4",
+        "--simulations=2",
+        "--nozoo",
+    )
+    assert not code
+    assert re.search(r"\d+ programs to train on, \d held out", out)
+    agent = checkpoint.load(str(tmp_path / "best.msgpack"))
+    assert agent.header["about"]["seed"] == 0
+    columns = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"minutes", "moves", "one_game", "score"} <= set(columns)
