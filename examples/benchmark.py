@@ -53,7 +53,9 @@ _ACCELERATOR = flags.DEFINE(
 _SOLVERS = flags.DEFINE_list(
     "solvers", ["greedy", "hybrid"], "To time, comma-separated."
 )
-_TIME_LIMIT_S = flags.DEFINE_float("time_limit_s", 10.0, "Seconds per solver.", 0)
+_TIME_LIMIT_S = flags.DEFINE_float(
+    "time_limit_s", None, "Seconds per solver; no limit if not given.", 0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of programs, games and solvers.", 0)
 
 Row = tuple[str, str]  # what was measured, and the figure with its unit
@@ -145,7 +147,7 @@ def measure_solvers(
     solvers: Sequence[str],
     accelerator: Accelerator,
     seed: int,
-    time_limit_s: float,
+    time_limit_s: float | None,
 ) -> Iterator[Row]:
     """Seconds of the first and of a later `solve`, and peak memory, in fresh processes.
 
@@ -170,7 +172,11 @@ def measure_solvers(
 
 
 def solve_twice(
-    program, solver: str, accelerator: Accelerator, seed: int, time_limit_s: float
+    program,
+    solver: str,
+    accelerator: Accelerator,
+    seed: int,
+    time_limit_s: float | None,
 ) -> tuple[float, int]:
     """Seconds of the second of two solves, and the process's peak bytes."""
     import jax_malloc

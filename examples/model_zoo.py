@@ -285,6 +285,10 @@ ZOO: Mapping[str, Callable[..., Case]] = {
 }
 
 
+# Families that agents are evaluated on and never trained on.
+HELD_OUT = ("unet", "transformer_encoder", "lstm_scan")
+
+
 def family(name: str) -> str:
     """The family of a program of the zoo: `"unet"` of `"unet/train"`."""
     return name.partition("/")[0]

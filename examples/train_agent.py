@@ -53,8 +53,6 @@ _HELD_OUT = flags.DEFINE_integer("held_out", 12, "Generated programs held out.",
 # that programs of all sizes feel the pressure, and slower or faster slow memory.
 _CAPACITY_SHARES = (0.25, 0.5, 1.0, 1.0)
 _BANDWIDTH_FACTORS = (0.7, 1.0, 1.0, 1.6)
-# Of the model zoo, these families are only evaluated on.
-_ZOO_HELD_OUT = ("unet", "transformer_encoder", "lstm_scan")
 
 
 def machine(rng: np.random.Generator) -> Accelerator:
@@ -84,7 +82,7 @@ def generated(seeds: range) -> Iterator[Problem]:
 def lowered(held_out: bool) -> Iterator[Program]:
     """The zoo's programs: those held out for evaluation, or the others."""
     for name, make in model_zoo.ZOO.items():
-        if (model_zoo.family(name) in _ZOO_HELD_OUT) == held_out:
+        if (model_zoo.family(name) in model_zoo.HELD_OUT) == held_out:
             f, args = make()
             yield stablehlo.from_jax(f, *args, name=name)
 
@@ -138,7 +136,7 @@ def main(argv: list[str]) -> None:
             "problems": len(corpus),
             "generated_seeds": [first, first + count],
             "zoo_families": sorted(
-                set(map(model_zoo.family, model_zoo.ZOO)) - set(_ZOO_HELD_OUT)
+                set(map(model_zoo.family, model_zoo.ZOO)) - set(model_zoo.HELD_OUT)
             )
             if _ZOO.value
             else [],

@@ -305,3 +305,9 @@ def test_train_agent_leaves_a_checkpoint_and_a_curve(run, tmp_path):
     assert agent.header["about"]["seed"] == 0
     columns = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"minutes", "moves", "one_game", "score"} <= set(columns)
+
+
+def test_compare_solvers_is_relative_to_greedy(run):
+    code, out = run("compare_solvers", "--nozoo", "--generated=1", "--solvers=all_slow")
+    assert not code
+    assert float(re.findall(r"geometric mean.*?(\d\.\d+)", out)[0]) > 1

@@ -12,6 +12,7 @@ needs follows from its own uses alone, so that removing others never breaks it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 from jax_malloc.mapping import Copy, Direction, Mapping, Segment
@@ -22,9 +23,8 @@ from jax_malloc.solvers.timing import Change, Timing
 from jax_malloc.solvers.uses import Life, lives
 from jax_malloc.solvers.windows import Windows
 
-# Latencies closer than this share of the program's are equal: float noise is not a
-# gain.
-_NOISE = 1e-10
+# A stay must save this share of the program's latency: less is no gain but noise.
+_NOISE = 1e-8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,9 +73,13 @@ class Allocation:
     def from_mapping(cls, problem: Problem, mapping: Mapping) -> Allocation:
         """The stays of a valid mapping; of their copies, those that are needed."""
         allocation = cls(problem)
+        copies: dict[int, list[Copy]] = {b: [] for b in allocation.lives}
+        for copy in mapping.copies:
+            if copy.buffer_id in copies:
+                copies[copy.buffer_id].append(copy)
         for segment in mapping.segments:
-            if segment.buffer_id in allocation.lives:
-                allocation._adopt(segment, mapping)
+            if segment.buffer_id in copies:
+                allocation._adopt(segment, copies[segment.buffer_id])
         return allocation
 
     @property
@@ -248,8 +252,8 @@ class Allocation:
                 )
         return Mapping(tuple(segments), tuple(copies))
 
-    def _adopt(self, segment: Segment, mapping: Mapping) -> None:
-        """Takes over one stay of a mapping, at its offset."""
+    def _adopt(self, segment: Segment, copies: list[Copy]) -> None:
+        """Takes over one stay of a mapping, at its offset; `copies` of its buffer."""
         life = self.lives[segment.buffer_id]
         served = [
             k
@@ -259,13 +263,7 @@ class Allocation:
         if not served:
             return
         first, last = served[0], served[-1]
-        mine = [
-            c
-            for c in mapping.copies
-            if c.buffer_id == segment.buffer_id
-            and segment.begin <= c.start
-            and c.done <= segment.end
-        ]
+        mine = [c for c in copies if segment.begin <= c.start and c.done <= segment.end]
         prefetch = eviction = None
         if life.uses[first].reads:
             c = next(c for c in mine if c.direction is Direction.PREFETCH)
@@ -351,15 +349,11 @@ class Allocation:
         """Whether the DMA can hold all copies in flight."""
         if self._max_in_flight is None:
             return True
-        gone = list(change.removed)
         copies = [*self._timing.copies, *change.added]
-        edges = sorted(
-            [(c.done, -1) for c in copies if c not in gone and c.start < c.done]
-            + [(c.start, 1) for c in copies if c not in gone and c.start < c.done]
-        )
-        in_flight = 0
-        for _, step in edges:
-            in_flight += step
-            if in_flight > self._max_in_flight:
-                return False
-        return True
+        for copy in change.removed:
+            copies.remove(copy)
+        # A copy that is waited for as soon as it is issued is never in flight.
+        copies = [c for c in copies if c.start < c.done]
+        edges = [(c.start, 1) for c in copies] + [(c.done, -1) for c in copies]
+        in_flight = itertools.accumulate(step for _, step in sorted(edges))
+        return max(in_flight, default=0) <= self._max_in_flight

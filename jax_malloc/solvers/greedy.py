@@ -7,16 +7,18 @@ longest gap.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.packing import FitRule
+from jax_malloc.solvers.uses import Life
 from jax_malloc.solvers.worth import Worth
 
 # Orders to try, best kept: exponent of size and time, offset rule, and the longest gap,
@@ -78,23 +80,49 @@ def construct(
       longest_gap: between uses that are first tried as one run, in times of a copy.
       deadline_s: absolute, on the clock of `time.monotonic()`.
     """
-    order = itertools.count()  # equal densities: first come, first served
+    runs = [
+        (b, *piece)
+        for b in allocation.lives
+        for run in allocation.slow_runs(b)
+        for piece in _split_at_gaps(allocation, worth, b, run, longest_gap)
+    ]
+    place_in_order(
+        allocation,
+        worth,
+        runs,
+        functools.partial(worth.density, exponent=exponent),
+        rule,
+        deadline_s=deadline_s,
+    )
+
+
+def place_in_order(
+    allocation: Allocation,
+    worth: Worth,
+    runs: Iterable[tuple[int, int, int]],
+    priority: Callable[[Life, int, int], float],
+    rule: FitRule,
+    *,
+    deadline_s: float | None = None,
+) -> None:
+    """Tries runs `(buffer_id, first use, last use)`, those of highest priority first.
+
+    What finds no place, or does not pay, is cut at its longest gap and tried again.
+    """
+    order = itertools.count()  # equal priorities: first come, first served
     heap: list[tuple[float, int, int, int, int]] = []
 
     def push(buffer_id: int, first: int, last: int) -> None:
-        density = worth.density(allocation.lives[buffer_id], first, last, exponent)
-        heapq.heappush(heap, (-density, next(order), buffer_id, first, last))
+        first_out = -priority(allocation.lives[buffer_id], first, last)
+        heapq.heappush(heap, (first_out, next(order), buffer_id, first, last))
 
-    for b in allocation.lives:
-        for first, last in allocation.slow_runs(b):
-            for run in _split_at_gaps(allocation, worth, b, first, last, longest_gap):
-                push(b, *run)
+    for run in runs:
+        push(*run)
     while heap and not is_over(deadline_s):
         _, _, b, first, last = heapq.heappop(heap)
         if allocation.try_place(b, first, last, rule) or first == last:
             continue
-        life = allocation.lives[b]
-        split = max(range(first, last), key=lambda k: worth.gap_s(life, k))
+        split = worth.longest_gap(allocation.lives[b], first, last)
         push(b, first, split)
         push(b, split + 1, last)
 
@@ -120,12 +148,12 @@ def _split_at_gaps(
     allocation: Allocation,
     worth: Worth,
     buffer_id: int,
-    first: int,
-    last: int,
+    run: tuple[int, int],
     longest_gap: float,
-) -> Iterable[tuple[int, int]]:
-    """Runs that make up uses `[first, last]`, without the gaps that are too long."""
+) -> Iterator[tuple[int, int]]:
+    """The pieces of a run between gaps that are too long."""
     life = allocation.lives[buffer_id]
+    first, last = run
     for k in range(first, last):
         if worth.gap_s(life, k) > longest_gap * life.copy_s:
             yield first, k

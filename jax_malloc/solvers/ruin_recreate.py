@@ -39,7 +39,7 @@ _AT_A_STALL = 0.2
 _PART_OF_RUN = 0.5
 _MORE_RUINED = 0.3
 _LONGER_RUN = 0.2
-_RETIME = 0.3
+_RETIME = 0.1
 _SPLIT_AT_LONGEST_GAP = 0.7
 _MOST_RUNS = 40  # tried when a hole is refilled
 _MOST_DRAWS = 20  # of a use, until one is in slow memory
@@ -211,4 +211,4 @@ class RuinRecreate:
         if self._rng.random() >= _SPLIT_AT_LONGEST_GAP:
             return self._rng.randrange(first, last)
         life = self._allocation.lives[buffer_id]
-        return max(range(first, last), key=lambda k: self._worth.gap_s(life, k))
+        return self._worth.longest_gap(life, first, last)

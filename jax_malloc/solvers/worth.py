@@ -40,14 +40,22 @@ class Worth:
         """Seconds between use k of a buffer and the one after it."""
         return self.clock[life.uses[k + 1].begin] - self.clock[life.uses[k].end]
 
+    def longest_gap(self, life: Life, first: int, last: int) -> int:
+        """The use in `[first, last)` after which the next one is furthest away."""
+        return max(range(first, last), key=lambda k: self.gap_s(life, k))
+
+    def held_s(self, life: Life, first: int, last: int) -> float:
+        """Seconds from the begin of use `first` to the end of use `last`."""
+        return self.clock[life.uses[last].end] - self.clock[life.uses[first].begin]
+
     def density(self, life: Life, first: int, last: int, exponent: float) -> float:
         """Seconds saved by uses `[first, last]` over (granules x seconds)**exponent.
 
         The time in fast memory counts from the first use to the last, and the copies
         that begin and end it.
         """
-        uses, sums = life.uses, self._sums[life.buffer_id]
-        held = self.clock[uses[last].end] - self.clock[uses[first].begin]
-        held += life.copy_s * (uses[first].reads + life.needs_eviction(first, last))
+        sums = self._sums[life.buffer_id]
+        copies = life.uses[first].reads + life.needs_eviction(first, last)
+        held = self.held_s(life, first, last) + life.copy_s * copies
         saved = sums[last + 1] - sums[first]
         return saved / max(life.granules * held, 1e-30) ** exponent
