@@ -95,7 +95,8 @@ class CopyQueue:
         dues = []
         due = self.dues[last] if last < len(self.dues) else len(clock)
         for copy in reversed(copies):
-            due = min(due, copy.done)
+            if copy.done < due:
+                due = copy.done
             dues.append(due)
         dues.reverse()
 
@@ -182,7 +183,9 @@ class CopyQueue:
             issued = clock[self.copies[position].start]
             position -= 1
             end = self.end_s(clock, position)
-            at = min(at, issued if issued > end else end)
+            begun = issued if issued > end else end
+            if begun < at:
+                at = begun
         found = bisect.bisect_right(clock, at - seconds) - 1
         return max(earliest, min(found, done))
 

@@ -67,7 +67,7 @@ class Packing:
         best, best_room, bottom = None, capacity + 1, 0
         # By offset: a gap reaches from the highest end so far to the next start.
         for low, high in zip((*lows, capacity), (*highs, capacity), strict=True):
-            room = min(low, capacity) - bottom
+            room = (low if low < capacity else capacity) - bottom
             if size <= room and (room < best_room or rule is FitRule.HIGHEST):
                 best, best_room = bottom, room
                 if rule is FitRule.LOWEST:
