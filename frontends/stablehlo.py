@@ -73,13 +73,7 @@ def from_jax(
     try:
         lowered = jitted.lower(*args, **kwargs)
     except Exception as error:
-        raise ValueError(
-            f"{label!r} cannot be traced for the arguments given: "
-            f"{type(error).__name__}: {error}\nCheck that they are the arguments of a "
-            "call that works under jax.jit, that those that are not arrays are named "
-            "in static_argnums or static_argnames, and that the function does not "
-            "branch in Python on the value of an array."
-        ) from error
+        raise cannot_trace(label, error) from error
     return from_lowered(lowered, name=label)
 
 
@@ -93,6 +87,17 @@ def from_lowered(lowered: jax.stages.Lowered, *, name: str | None = None) -> Pro
       ValueError: a tensor has no static shape.
     """
     return from_module(lowered.compiler_ir("stablehlo"), name=name)
+
+
+def cannot_trace(label: str, error: Exception) -> ValueError:
+    """What to raise from JAX's error when a function cannot be lowered."""
+    return ValueError(
+        f"{label!r} cannot be traced for the arguments given: "
+        f"{type(error).__name__}: {error}\nCheck that they are the arguments of a "
+        "call that works under jax.jit, that those that are not arrays are named "
+        "in static_argnums or static_argnames, and that the function does not "
+        "branch in Python on the value of an array."
+    )
 
 
 def from_module(module: ir.Module | str, *, name: str | None = None) -> Program:

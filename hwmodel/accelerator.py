@@ -334,7 +334,11 @@ def _unknown(where: str, name: Any, known: list[str]) -> str:
 
 def _rate(name: str, value: Any, *, zero: bool = False) -> float:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    try:
+        finite = number and math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        finite = False
+    if not finite or value < 0 or (value == 0 and not zero):
         need = "a finite number, " + ("at least 0" if zero else "above 0")
         raise ValueError(f"{name} is {value!r}; it must be {need}.")
     return float(value)

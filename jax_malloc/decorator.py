@@ -96,9 +96,15 @@ class OptimizedFunction:
 
         Args:
           args, kwargs: as in a call; `jax.ShapeDtypeStruct` may stand for an array.
+        Raises:
+          ValueError: the function cannot be traced; chained from JAX's own error.
         """
-        lowered = self.lower(*args, **kwargs)
-        return stablehlo.from_lowered(lowered, name=getattr(self, "__name__", None))
+        name = getattr(self, "__name__", None)
+        try:
+            lowered = self.lower(*args, **kwargs)
+        except Exception as error:
+            raise stablehlo.cannot_trace(name or "the function", error) from error
+        return stablehlo.from_lowered(lowered, name=name)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan for a call with these arguments; nothing is run or donated.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,7 +64,7 @@ class Reader:
     def seconds(self, record: dict, key: str, what: str) -> float:
         """As `field`, finite and at least 0."""
         value = self.field(record, key, float, what)
-        if not (math.isfinite(value) and value >= 0):
+        if not 0 <= value <= sys.float_info.max:
             raise self.error(f"{key!r} of {what} is {value}, expected seconds >= 0.")
         return float(value)
 

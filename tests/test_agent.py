@@ -203,6 +203,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage, message):
         checkpoint.load(str(path))
 
 
+@pytest.mark.parametrize("hidden", [0, -1, "x", None, 10**9])
+def test_a_network_of_impossible_shape_is_refused(tmp_path, hidden):
+    path = tmp_path / "a.msgpack"
+    checkpoint.save(str(path), SMALL, agent()[1], {})
+    _rewrite_header(path, network=dataclasses.asdict(SMALL) | {"hidden": hidden})
+    with pytest.raises(ValueError, match="network hidden is"):
+        checkpoint.load(str(path))
+
+
 def test_a_network_that_does_not_fit_its_header_is_refused(tmp_path):
     path = tmp_path / "a.msgpack"
     checkpoint.save(str(path), SMALL, agent()[1], {})

@@ -367,3 +367,12 @@ def test_options_by_position_are_explained(not_a_function):
     kind = type(not_a_function).__name__
     with pytest.raises(TypeError, match=rf"takes a function, not a {kind}; .* by name"):
         optimize(not_a_function)
+
+
+def test_a_function_that_does_not_trace_says_so():
+    @jax_malloc.optimize
+    def branches_on_a_value(x):
+        return x if x > 0 else -x
+
+    with pytest.raises(ValueError, match=r"branches_on_a_value.*cannot be traced"):
+        branches_on_a_value.plan(jax.ShapeDtypeStruct((), jnp.float32))

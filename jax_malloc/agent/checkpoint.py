@@ -109,7 +109,7 @@ def load(path: str) -> Agent:
     try:
         params = serialization.from_bytes(template, data[at + length :])
         matches = jax.tree.map(lambda a, b: a.shape == b.shape, params, template)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{where} has damaged arrays ({type(error).__name__}). Copy it again or "
             "retrain."
@@ -117,4 +117,6 @@ def load(path: str) -> Agent:
     if not all(jax.tree.leaves(matches)):
         raise ValueError(f"{where}: its arrays do not fit the network in its header.")
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
+        raise ValueError(f"{where} holds numbers that are not finite. Retrain.")
     return Agent(network, params, header)

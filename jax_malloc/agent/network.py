@@ -35,6 +35,16 @@ class NetworkConfig:
     atoms: int = 41
     bound: float = 2.0
 
+    def __post_init__(self) -> None:
+        for name in ("hidden", "latent", "dynamics", "atoms"):
+            width = getattr(self, name)
+            if type(width) is not int or not 2 <= width <= 65536:
+                raise ValueError(
+                    f"network {name} is {width!r}, expected an int in [2, 65536]."
+                )
+        if not 0 < self.bound < 1e6:
+            raise ValueError(f"network bound is {self.bound!r}, expected above 0.")
+
 
 class Prediction(NamedTuple):
     """Logits: policy `[..., 3]`, value `[..., atoms]`."""

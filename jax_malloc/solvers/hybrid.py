@@ -4,7 +4,8 @@
     compiler's mapping ---+--> polish each --> ruin and recreate on the best
     agent's games --------+
 
-Never worse than any of its parts. The compiler's mapping has no offsets in HLO text; it
+Never worse than its parts; of the agent these are games of the policy alone, and with
+little time only the others. The compiler's mapping has no offsets in HLO text; it
 is packed anew as far as it fits.
 """
 
