@@ -9,8 +9,7 @@ compiler would fuse them (`stablehlo_fusion`, whose docstring is the rule, and
 (`stablehlo_buffers`). What comes out is what *a* compiler would run, not what yours
 will: sizes are logical bytes without the padding of tiled layouts, there are no cycle
 estimates, and loops whose trip count the module does not say are taken to run five
-times. Where the optional TPU compiler is installed, `frontends.tpu` is the more
-faithful way.
+times. Text of the compiled program, read by `frontends.hlo`, is the more faithful way.
 """
 
 from __future__ import annotations

@@ -85,17 +85,19 @@ def test_copy_at_the_definition_starts_an_eviction_right_after_it():
 
 
 def test_a_prefetch_begins_as_late_as_the_ops_in_between_hide_it():
-    problem = toy_problems.problem(toy_problems.weight_reused())
-    mapping = replay.to_mapping(problem, play_all(problem, COPY))
-    timeline = problem.evaluate(mapping)
-    for copy in mapping.copies:
-        if copy.direction is Direction.PREFETCH and copy.start > 0:
-            later = dataclasses.replace(copy, start=copy.start + 1)
-            worse = Mapping(
-                mapping.segments,
-                tuple(later if c is copy else c for c in mapping.copies),
-            )
-            assert problem.evaluate(worse).latency_s > timeline.latency_s
+    problem = toy_problems.problem(
+        reread_past_a_large_value(), toy_problems.toy(fast_kib=16)
+    )
+    mapping = replay.to_mapping(problem, play_all(problem, NO_COPY))
+    # w comes back for op 5: op 4 computes for 10 s, which hides the copy's 8 s.
+    (copy,) = [
+        c for c in mapping.copies if c.direction is Direction.PREFETCH and c.start > 0
+    ]
+    assert (copy.start, copy.done) == (4, 5)
+    later = dataclasses.replace(copy, start=5)
+    copies = tuple(later if c is copy else c for c in mapping.copies)
+    worse = problem.evaluate(Mapping(mapping.segments, copies)).latency_s
+    assert worse > problem.evaluate(mapping).latency_s
 
 
 @pytest.mark.parametrize("seed", range(12))

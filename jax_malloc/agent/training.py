@@ -323,6 +323,8 @@ def _loss(config, network, params, rows: Positions):
     for k in range(config.unroll + 1):
         weight = real[:, k] * (1.0 if k == 0 else 1.0 / config.unroll)
         prediction = network.apply(params, latent, method="predict")
+        if k == 0:
+            value = to_scalar(prediction.value, config.network)
         parts["policy_loss"] += _cross_entropy(
             prediction.policy, rows.policy[:, k], weight
         )
@@ -345,16 +347,6 @@ def _loss(config, network, params, rows: Positions):
         parts["policy_loss"]
         + config.value_weight * parts["value_loss"]
         + parts["reward_loss"]
-    )
-    value = to_scalar(
-        network.apply(
-            params,
-            network.apply(
-                params, rows.observation.astype(jnp.float32), method="represent"
-            ),
-            method="predict",
-        ).value,
-        config.network,
     )
     parts["value_error"] = jnp.abs(value - rows.value[:, 0]).mean()
     return total, parts
