@@ -1,6 +1,7 @@
 """JAX or HLO in, `Program` out. Every frontend gives the same record.
 
     frontends.stablehlo.from_jax(f, *args)   any JAX function, on any machine
+    frontends.tpu.compile(f, *args)          what a TPU would run; needs libtpu, no TPU
     frontends.hlo.load("dump.hlo.gz")        a scheduled HLO dump; needs no JAX
 
 A frontend is imported when its name is first used, so reading a dump loads no JAX.
@@ -12,10 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from frontends import hlo, program, stablehlo
+    from frontends import hlo, program, stablehlo, tpu
     from frontends.program import Program
 
-__all__ = ["Program", "hlo", "program", "stablehlo"]
+__all__ = ["Program", "hlo", "program", "stablehlo", "tpu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,19 +11,17 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax_malloc
+from frontends import cache_directory
 from frontends.program import Program
 from hwmodel.accelerator import Accelerator
 
 T = TypeVar("T")
-
-_DIRECTORY_VARIABLE = "JAX_MALLOC_CACHE_DIR"
 
 
 class PlanCache:
@@ -81,6 +79,7 @@ class PlanCache:
             )
 
     def _path(self, key: str) -> pathlib.Path:
+        assert self._directory is not None  # who asks has seen to that
         return self._directory / f"{key}.json"
 
     def warn(self, what: str) -> None:
@@ -88,7 +87,7 @@ class PlanCache:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"jax_malloc plan cache: {what}. Set {_DIRECTORY_VARIABLE} or "
+                f"jax_malloc plan cache: {what}. Set {cache_directory.VARIABLE} or "
                 "cache_dir= to another directory, or cache_dir=False to do without.",
                 RuntimeWarning,
                 stacklevel=4,  # where the plan was asked for
@@ -104,18 +103,9 @@ def open_cache(directory: str | os.PathLike[str] | bool | None = None) -> PlanCa
     Raises:
       ValueError: it is True.
     """
-    if directory is True:
-        raise ValueError(
-            "cache_dir=True names no directory; leave it out for the usual."
-        )
-    if directory is None:
-        directory = os.environ.get(_DIRECTORY_VARIABLE)
-    if directory is None:
-        directory = _user_cache() / "jax_malloc"
-    if directory is False or os.fspath(directory) == "":
-        return PlanCache(None)
     try:
-        return _open(pathlib.Path(directory).expanduser().absolute())
+        resolved = cache_directory.resolve(directory)
+        return PlanCache(None) if resolved is None else _open(resolved)
     except RuntimeError as error:  # a user without a home, as in some containers
         cache = PlanCache(None)
         cache.warn(f"{error}")
@@ -146,14 +136,3 @@ def plan_key(
 def _open(directory: pathlib.Path) -> PlanCache:
     """One object per directory, so that each is warned of once in a process."""
     return PlanCache(directory)
-
-
-def _user_cache() -> pathlib.Path:
-    """Where the platform keeps a user's caches."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base)

@@ -1,12 +1,11 @@
 """Compiles the small programs beside this file with the real TPU compiler.
 
-    TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
-    TPU_ACCELERATOR_TYPE=v5litepod-4 JAX_PLATFORMS=cpu python make_golden.py [NAME ...]
+    python tests/testdata/make_golden.py [NAME ...]
 
-Needs `pip install "jax[tpu]==0.10.2"` and no TPU: libtpu compiles for a topology ahead
-of time. Every program is compiled twice, with memory space assignment off
-(`NAME.slow.hlo.gz`) and on (`NAME.xla.hlo.gz`). Other versions give other texts, and
-the tests state by hand what these ones hold.
+Needs `pip install "jax_malloc[tpu]"` with libtpu 0.0.42.1, and no TPU. Every program is
+compiled twice, with memory space assignment off (`NAME.slow.hlo.gz`) and on
+(`NAME.xla.hlo.gz`). Other versions give other texts, and give instructions other
+numbers; the tests state by hand what these ones hold.
 """
 
 import gzip
@@ -16,7 +15,9 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
+from jax.sharding import PartitionSpec
+
+from frontends import tpu
 
 HERE = pathlib.Path(__file__).parent
 
@@ -119,8 +120,42 @@ def embedding():
     return jax.jit(jax.value_and_grad(loss)), args
 
 
-PROGRAMS = (mlp_train, conv_net, scan_rnn, while_cond, kv_decode, embedding)
-OPTIONS = {"slow": {"xla_msa_enable": "false"}, "xla": {}}
+def attention():
+    """Softmax attention of 8 heads over 1024 tokens."""
+
+    def heads(q, k, v):
+        scores = jnp.einsum("hqd,hkd->hqk", q, k) / 11
+        return jnp.einsum("hqk,hkd->hqd", jax.nn.softmax(scores), v)
+
+    return jax.jit(heads), (shape(8, 1024, 128),) * 3
+
+
+def two_chips():
+    """One step of data-parallel training: gradients are summed over two devices."""
+
+    def step(w, x):
+        grad = jax.grad(lambda w: jnp.mean(jnp.tanh(x @ w) ** 2))(w)
+        return w - 0.1 * grad
+
+    sharded = (PartitionSpec(), PartitionSpec("data"))
+    mesh = {"mesh": {"data": 2}, "in_shardings": sharded, "donate_argnums": 0}
+    return step, (shape(1024, 1024), shape(2048, 1024)), mesh
+
+
+# Name of the texts: the program, and the topology that it is compiled for.
+GOLDEN = {
+    "mlp_train": (mlp_train, "v5e"),
+    "conv_net": (conv_net, "v5e"),
+    "scan_rnn": (scan_rnn, "v5e"),
+    "while_cond": (while_cond, "v5e"),
+    "kv_decode": (kv_decode, "v5e"),
+    "embedding": (embedding, "v5e"),
+    "tpu/attention_v4": (attention, "v4"),
+    "tpu/mlp_train_v5p": (mlp_train, "v5p"),
+    "tpu/mlp_train_v6e": (mlp_train, "v6e"),
+    "tpu/mlp_train_tpu7x": (mlp_train, "tpu7x"),
+    "tpu/two_chips": (two_chips, "v5e"),
+}
 
 
 def without_sources(text):
@@ -131,20 +166,18 @@ def without_sources(text):
 
 
 def main(names):
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    for program in PROGRAMS:
-        if names and program.__name__ not in names:
-            continue
-        f, args = program()
-        args = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
+    for name in names or GOLDEN:
+        program, topology = GOLDEN[name]
+        f, args, *options = program()
+        texts = tpu.compile_texts(
+            tpu.lower(f, *args, **(options[0] if options else {})),
+            topology=topology,
+            compiler_options=(tpu.msa_off(topology), {}),
+            cache_dir=False,
         )
-        lowered = f.lower(*args)
-        for kind, options in OPTIONS.items():
-            text = without_sources(lowered.compile(compiler_options=options).as_text())
-            path = HERE / f"{program.__name__}.{kind}.hlo.gz"
-            path.write_bytes(gzip.compress(text.encode(), mtime=0))
+        for kind, text in zip(("slow", "xla"), texts, strict=True):
+            path = HERE / f"{name}.{kind}.hlo.gz"
+            path.write_bytes(gzip.compress(without_sources(text).encode(), mtime=0))
             print(f"{path.name}: {path.stat().st_size} bytes")
 
 
