@@ -144,13 +144,14 @@ class Walk:
                 touched = self.costs.read_bytes(inst, number, full)
                 reads.append(Touch(leaf.value, touched, leaf.space))
         writes: list[Touch] = []
-        numbers = itertools.count()
+        reuses: list[tuple[int, int]] = []
+        shared, numbers = inst.reused_operands, itertools.count()
 
         def result(index: tuple[int, ...], array: ArrayType) -> Leaf:
             if handed_on and index in handed_on:
                 return handed_on[index]
-            size = array.size_bytes
-            plan = self.costs.result(self.computation, inst, next(numbers), size)
+            size, number = array.size_bytes, next(numbers)
+            plan = self.costs.result(self.computation, inst, number, size)
             source = self.replaced(inst, plan.in_place_of, size)
             if source is not None and plan.hands_on:
                 return source._replace(space=array.space)
@@ -164,10 +165,15 @@ class Walk:
             if inst.attributes.get("custom_call_target") == "AllocateBuffer":
                 written = 0
             writes.append(Touch(leaf.value, written, leaf.space))
+            over = self.replaced(inst, shared.get(number), size)
+            if source is None and over is not None:
+                reuses.append((over.value, leaf.value))
             return leaf
 
         tree = map_leaves(result, inst.type)
-        self.append(inst, reads, writes)
+        self.schedule.append(
+            inst, self.computation, self.region, reads, writes, reuses=reuses
+        )
         return tree
 
     def replaced(
@@ -254,6 +260,7 @@ class Walk:
                 start=0 if cross_program else now,
                 done=now,
                 cross_program=cross_program,
+                region=self.region,
             )
         return Leaf(source.value, target.space, inst.name)
 

@@ -73,6 +73,26 @@ class Instruction:
         match = _CYCLES.search(self.attributes.get("backend_config", ""))
         return int(match.group(1)) if match else None
 
+    @property
+    def reused_operands(self) -> dict[int, int]:
+        """Operand that the compiler lets each array of the result be written over.
+
+        By number of the array; an operand is given to one array only.
+        """
+        lists = self.backend_config().get("aliasing_operands")
+        groups = lists.get("lists") if isinstance(lists, dict) else None
+        found: dict[int, int] = {}
+        for group in groups if isinstance(groups, list) else ():
+            indices = group.get("indices") if isinstance(group, dict) else None
+            texts = map(str, indices if isinstance(indices, list) else ())
+            numbers = [int(text) for text in texts if text.isdecimal()]
+            # Numbers past the operands are those of the result's arrays.
+            operands = [k for k in numbers if k < len(self.operands)]
+            results = [k for k in numbers if k >= len(self.operands)]
+            if operands and results and operands[0] not in found.values():
+                found.setdefault(results[0] - len(self.operands), operands[0])
+        return found
+
     def backend_config(self) -> dict[str, Any]:
         """The compiler's own notes on it; empty if there are none in JSON."""
         try:

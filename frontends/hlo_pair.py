@@ -22,9 +22,10 @@ def with_compiler_mapping(slow: Program, xla: Program) -> Program:
       xla: from the text with it.
     """
     mapping = xla.compiler_mapping
+    notes = list(slow.notes)
     if mapping is None:
-        note = "The second text holds no compiler's mapping: nothing in it is fast."
-        return dataclasses.replace(slow, notes=(*slow.notes, note))
+        notes.append("In the compiler's own mapping everything is in slow memory.")
+        mapping = CompilerMapping(fast_accesses=frozenset())
     in_order = _matching_ops(slow, xla)
     pairs = in_order + _matching_copies(slow, xla, in_order)
     ops = list(slow.ops)
@@ -39,8 +40,7 @@ def with_compiler_mapping(slow: Program, xla: Program) -> Program:
         for ours, theirs in _access_pairs(slow.ops[t], xla.ops[u])
         if (u, theirs.buffer_id) in mapping.fast_accesses
     )
-    copies, lost = _copies(slow, xla, in_order, pairs)
-    notes = list(slow.notes)
+    copies, lost = _copies(slow, xla, mapping, in_order, pairs)
     for program, matched, where in (
         (slow, {t for t, _ in pairs}, "the program"),
         (xla, {u for _, u in pairs}, "the compiler's mapping"),
@@ -117,6 +117,7 @@ def _same_buffers(
 def _copies(
     slow: Program,
     xla: Program,
+    mapping: CompilerMapping,
     in_order: Sequence[tuple[int, int]],
     pairs: Sequence[tuple[int, int]],
 ) -> tuple[tuple[CompilerCopy, ...], list[CompilerCopy]]:
@@ -129,11 +130,14 @@ def _copies(
         i = bisect.bisect_left(by_xla_time, (u, -1))
         return by_xla_time[i][1] if i < len(by_xla_time) else len(slow.ops)
 
+    region_of = {key: i for i, key in enumerate(_region_keys(slow))}
+    xla_regions = _region_keys(xla)
     copies, lost = [], []
-    for copy in xla.compiler_mapping.copies:
+    for copy in mapping.copies:
         start, done = boundary(copy.start), boundary(copy.done)
         buffer_id = same_buffer.get(copy.buffer_id)
-        if buffer_id is None or start > done:
+        region = region_of.get(xla_regions[copy.region])
+        if buffer_id is None or region is None or start > done:
             lost.append(copy)
             continue
         copies.append(
@@ -142,9 +146,20 @@ def _copies(
                 buffer_id=buffer_id,
                 start=0 if copy.cross_program else start,
                 done=done,
+                region=region,
             )
         )
     return tuple(copies), lost
+
+
+def _region_keys(program: Program) -> list[tuple[str, int]]:
+    """Each region's name, and how many before it have the same: those of branches."""
+    seen: collections.Counter = collections.Counter()
+    keys = []
+    for region in program.regions:
+        keys.append((region.name, seen[region.name]))
+        seen[region.name] += 1
+    return keys
 
 
 def _listed(noun: str, names: list[str]) -> str:

@@ -7,7 +7,8 @@ skipped over by matching brackets and kept as text.
     module       HloModule NAME {, ATTRIBUTE}  {TABLE}  {computation}
     computation  [ENTRY] NAME [(PARAMETERS) -> TYPE] { {instruction} }
     instruction  [ROOT] NAME = TYPE OPCODE(OPERANDS) {, ATTRIBUTE}
-    attribute    KEY=VALUE, with VALUE a {...}, a "string" or a word
+    attribute    KEY=VALUE, with VALUE a {...}, a "string" or a word, or a word and a
+                 {...} after it, as in replica_groups=mesh['x'=4] {'x'}
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _ATTRIBUTE = re.compile(
     rf"""{_SPACE},{_SPACE}([\w.\-]+)=(?:
       (?P<brace>\{{)
     | (?P<string>{_STRING})
-    | (?P<word>(?:\[[^\]\n]*\]|\([^()\n]*\)|[^\s,{{}}()\[\]"])++)(?P<tail>\{{)?)""",
+    | (?P<word>(?:\[[^\]\n]*\]|\([^()\n]*\)|[^\s,{{}}()\[\]"])++)
+      (?P<tail>[\ ]*\{{)?)""",
     re.VERBOSE | re.DOTALL,
 )
 _BRACKETS = {

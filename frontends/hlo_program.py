@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from frontends import hlo_places
+from frontends import hlo_places, program_check
 from frontends.hlo_costs import Costs
 from frontends.hlo_places import Places
 from frontends.hlo_schedule import Step, Touch, Value
@@ -55,8 +56,13 @@ class _Builder:
 
     def program(self, name: str, text: str) -> Program:
         schedule = self.schedule
-        ops = tuple(self.op(step) for step in schedule.steps)
         buffers = self.buffers()
+        ops = tuple(
+            dataclasses.replace(op, reuses=self.reuses(t, op, step, buffers))
+            for t, (op, step) in enumerate(
+                zip(map(self.op, schedule.steps), schedule.steps, strict=True)
+            )
+        )
         notes = [
             f"Buffer {buffers[self.ids[place]].label!r} {hlo_places.CONFLICT}: it "
             "stays in slow memory."
@@ -134,6 +140,24 @@ class _Builder:
             count=count,
             region=step.region,
             estimates=() if cycles is None else (estimate,),
+        )
+
+    def reuses(
+        self, t: int, op: Op, step: Step, buffers: tuple[Buffer, ...]
+    ) -> tuple[tuple[int, int], ...]:
+        """Buffers for the values that may share a place and are not needed then."""
+        read = {a.buffer_id for a in op.reads}
+        written = {a.buffer_id for a in op.writes}
+        region = self.schedule.regions[step.region]
+        pairs = (tuple(self.ids[self.place_of[v]] for v in p) for p in step.reuses)
+        return tuple(
+            (operand, result)
+            for operand, result in pairs
+            if operand in read - written
+            and result in written - read
+            and not program_check.reuse_obstacle(
+                region, t, buffers[operand], buffers[result]
+            )
         )
 
     def buffer_id(self, touch: Touch) -> int:
@@ -236,6 +260,7 @@ class _Builder:
                 start=copy.start,
                 done=copy.done,
                 cross_program=copy.cross_program,
+                region=copy.region,
             )
             for copy in self.schedule.copies.values()
             if self.place_of[copy.value] in self.ids

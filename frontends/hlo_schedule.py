@@ -58,7 +58,10 @@ class Touch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One op of the schedule; `computation` holds `inst`, `name` is unique."""
+    """One op of the schedule; `computation` holds `inst`, `name` is unique.
+
+    reuses: `(operand, result)` values that the compiler lets share a place.
+    """
 
     name: str
     opcode: str
@@ -67,10 +70,15 @@ class Step:
     region: int
     reads: tuple[Touch, ...]
     writes: tuple[Touch, ...]
+    reuses: tuple[tuple[int, int], ...] = ()
 
 
 class Copy(NamedTuple):
-    """A copy between the slow and the fast memory, between two boundaries of steps."""
+    """A copy between the slow and the fast memory, between two boundaries of steps.
+
+    region: the one in which it runs; boundaries alone do not tell the end of what comes
+      before a loop from the begin of its body.
+    """
 
     value: int
     is_eviction: bool
@@ -78,6 +86,7 @@ class Copy(NamedTuple):
     start: int
     done: int
     cross_program: bool
+    region: int
 
 
 class Join(NamedTuple):
@@ -186,6 +195,7 @@ class Schedule:
         reads: Iterable[Touch],
         writes: Iterable[Touch],
         opcode: str = "",
+        reuses: Iterable[tuple[int, int]] = (),
     ) -> None:
         """Appends a step that runs an instruction."""
         name = inst.name
@@ -200,6 +210,7 @@ class Schedule:
             region=region,
             reads=tuple(reads),
             writes=tuple(writes),
+            reuses=tuple(reuses),
         )
         self.steps.append(step)
         self.events.append(Event("reads", tuple(t.value for t in step.reads)))

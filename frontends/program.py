@@ -87,7 +87,8 @@ class Op:
     op_name: the user's own path to it (`jax.named_scope` and module names), or "".
     reads, writes: the accesses, at most one of each per buffer. A buffer in both is
       updated in place.
-    matmul_flops: floating-point operations of its matrix products and convolutions.
+    matmul_flops: floating-point operations of its matrix products and convolutions;
+      with those on padding, where it is known how the matrix unit pads.
     matmul_dtype: their element type ("bf16", "f32", "s8"); "" when there are none.
     vector_flops: element-wise and reduction operations.
     transcendentals: exp, tanh, log and the like, counted apart.
@@ -98,6 +99,9 @@ class Op:
       it; 0 is the entry.
     estimates: the compiler's cycle estimates of one execution, at most one per memory
       placement.
+    reuses: `(operand, result)` pairs of buffer ids: the op may write that result over
+      that operand, which nobody needs afterwards, if both are at one place in fast
+      memory. A possibility; in slow memory each has a place of its own.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Op:
     count: float = 1.0
     region: int = 0
     estimates: tuple[CycleEstimate, ...] = ()
+    reuses: tuple[tuple[int, int], ...] = ()
 
     def touched_bytes(self) -> dict[int, int]:
         """`{buffer_id: bytes}` that one execution moves, reads and writes added."""
@@ -191,6 +196,7 @@ class CompilerCopy:
     direction: "prefetch" or "evict".
     start, done: op boundaries between which it runs; boundary t lies before op t.
     cross_program: it begins before the program.
+    region: index into `Program.regions` of the one it runs in, as often as that does.
     """
 
     buffer_id: int
@@ -199,6 +205,7 @@ class CompilerCopy:
     start: int
     done: int
     cross_program: bool = False
+    region: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +274,7 @@ class Program:
     @functools.cached_property
     def buffer_index(self) -> dict[tuple[str, tuple[int, ...]], int]:
         """`buffer_id` by `(name, tuple index)`, aliases included."""
-        names = {}
+        names: dict[tuple[str, tuple[int, ...]], int] = {}
         for i, b in enumerate(self.buffers):
             for key in b.aliases:
                 names.setdefault(key, i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from frontends.program import Access, Program
+    from frontends.program import Access, Buffer, Program, Region
 
 
 def check(program: Program) -> None:
@@ -14,6 +14,7 @@ def check(program: Program) -> None:
     _check_buffers(program, where)
     _check_ops(program, where)
     _check_regions(program, where)
+    _check_reuses(program, where)
     _check_mapping(program, where)
 
 
@@ -96,6 +97,45 @@ def _check_regions(program: Program, where: str) -> None:
                 f"{where}: region {i} ({r.name!r}) [{r.start}, {r.end}) is not inside "
                 "its parent."
             )
+
+
+def reuse_obstacle(region: Region, t: int, operand: Buffer, result: Buffer) -> str:
+    """Why op t may not write `result` over `operand` in fast memory; "" if it may.
+
+    That it computes element by element is for the frontend to know.
+
+    Args:
+      region: that of the op.
+      operand, result: buffers that it only reads, and only writes.
+    """
+    if operand.size_bytes != result.size_bytes:
+        return f"{operand.size_bytes} bytes are not {result.size_bytes}"
+    if operand.is_output or operand.live.end != t + 1:
+        return f"{operand.label!r} is needed after t={t}"
+    if result.is_input or result.live.start != t:
+        return f"{result.label!r} exists before t={t}"
+    # What a loop takes in is needed again in its next iteration.
+    inside = region.start <= operand.live.start and result.live.end <= region.end
+    if not inside or (operand.is_input and region.parent >= 0):
+        return "one of them outlives the loop"
+    return ""
+
+
+def _check_reuses(program: Program, where: str) -> None:
+    for t, op in enumerate(program.ops):
+        reads = {a.buffer_id for a in op.reads}
+        writes = {a.buffer_id for a in op.writes}
+        for pair in op.reuses:
+            obstacle = "it needs one buffer that is only read and one only written"
+            if pair[0] in reads - writes and pair[1] in writes - reads:
+                operand, result = (program.buffers[i] for i in pair)
+                region = program.regions[op.region]
+                obstacle = reuse_obstacle(region, t, operand, result)
+            if obstacle:
+                raise ValueError(
+                    f"{where}: op {op.name!r} cannot write buffer {pair[1]} over "
+                    f"buffer {pair[0]}: {obstacle}."
+                )
 
 
 def _check_mapping(program: Program, where: str) -> None:

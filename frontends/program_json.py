@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from typing import Any
 
 from frontends import program as records
 
@@ -32,6 +33,7 @@ _OP_FIELDS = {
     "count": 1.0,
     "region": 0,
     "estimates": (),
+    "reuses": (),
 }
 _BUFFER_FIELDS = {
     "name": _REQUIRED,
@@ -47,10 +49,13 @@ _BUFFER_FIELDS = {
 _REGION_FIELDS = dict.fromkeys(
     ("name", "start", "end", "parent", "trip_count"), _REQUIRED
 )
-_COPY_FIELDS = dict.fromkeys(
-    ("buffer_id", "direction", "size_bytes", "start", "done", "cross_program"),
-    _REQUIRED,
-)
+_COPY_FIELDS = {
+    **dict.fromkeys(
+        ("buffer_id", "direction", "size_bytes", "start", "done", "cross_program"),
+        _REQUIRED,
+    ),
+    "region": 0,
+}
 
 
 def encode(program: records.Program) -> dict:
@@ -110,18 +115,18 @@ def decode(text: str, *, where: str) -> records.Program:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A field as JSON holds it: records become lists."""
     if isinstance(value, enum.Enum):
         return value.value
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return list(dataclasses.astuple(value))
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return value
 
 
-def _row(record, fields: dict) -> list:
+def _row(record: Any, fields: dict) -> list:
     """The fields of one record without the defaults at the end."""
     row = [_plain(getattr(record, key)) for key in fields]
     for default in reversed(list(fields.values())):
@@ -153,6 +158,7 @@ def _op(row: list) -> records.Op:
         fields[key] = tuple(records.Access(*access) for access in fields[key])
     estimates = fields.get("estimates", ())
     fields["estimates"] = tuple(records.CycleEstimate(*e) for e in estimates)
+    fields["reuses"] = tuple((a, b) for a, b in fields.get("reuses", ()))
     return records.Op(**fields)
 
 
@@ -171,7 +177,7 @@ def _mapping(mapping: dict) -> records.CompilerMapping:
     return records.CompilerMapping(
         fast_accesses=frozenset((t, b) for t, b in mapping["fast_accesses"]),
         copies=tuple(
-            records.CompilerCopy(**dict(zip(_COPY_FIELDS, row, strict=True)))
+            records.CompilerCopy(**dict(zip(_COPY_FIELDS, row, strict=False)))
             for row in mapping["copies"]
         ),
         source=mapping["source"],

@@ -15,7 +15,8 @@ one place for all of the loop, the loop's own op included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from jax_malloc.problem import Problem
 from jax_malloc.violation import Violation, ViolationKind
 
 __all__ = ["Violation", "ViolationKind", "find_violations"]
+
+T = TypeVar("T", Segment, Copy)
 
 
 def find_violations(problem: Problem, mapping: Mapping) -> list[Violation]:
@@ -42,13 +45,18 @@ def find_violations(problem: Problem, mapping: Mapping) -> list[Violation]:
         found += _segment_alone(problem, loops, segment)
     for copy in copies:
         found += _copy_alone(problem, loops, copy)
-    found += _overlaps(problem, segments)
+    found += _overlaps(problem, segments, copies)
     found += _too_many_in_flight(problem, copies)
     found += contents.find_violations(problem, segments, copies)
     return sorted(found, key=lambda v: v.t)
 
 
-def _keep_sound(problem: Problem, records: Sequence, malformed, found: list) -> list:
+def _keep_sound(
+    problem: Problem,
+    records: Sequence[T],
+    malformed: Callable[[Problem, T], Violation | None],
+    found: list[Violation],
+) -> list[T]:
     """The records that make sense; violations for the others go to `found`."""
     sound = []
     for record in records:
@@ -189,8 +197,14 @@ def _loop_detail(loops: Loops, home: int, boundary: int, label: str) -> str:
     )
 
 
-def _overlaps(problem: Problem, segments: list[Segment]) -> Iterator[Violation]:
-    """Pairs of segments that meet in time and offset, or in time and buffer."""
+def _overlaps(
+    problem: Problem, segments: list[Segment], copies: list[Copy]
+) -> Iterator[Violation]:
+    """Pairs of segments that meet in time and offset, or in time and buffer.
+
+    An op may write a result over an operand (`Op.reuses`): then the two meet at that op
+    alone, at one offset, and no copy still reads the operand.
+    """
     segments = sorted(segments, key=lambda s: (s.begin, s.end, s.offset_bytes))
     granule, buffers = problem.granule_bytes, problem.program.buffers
     ids = np.array([s.buffer_id for s in segments], np.int64)
@@ -217,6 +231,8 @@ def _overlaps(problem: Problem, segments: list[Segment]) -> Iterator[Violation]:
                     f"[{b.begin}, {until}), at offsets {a.offset_bytes} and "
                     f"{b.offset_bytes}; end one before the other begins.",
                 )
+            elif _reuses(problem, a, b) or _reuses(problem, b, a):
+                yield from _copies_beside(problem, max(a.begin, b.begin), copies, a, b)
             else:
                 yield Violation(
                     kind=ViolationKind.OVERLAP,
@@ -226,6 +242,37 @@ def _overlaps(problem: Problem, segments: list[Segment]) -> Iterator[Violation]:
                     f"{names[1]!r} at [{low[j]}, {high[j]}) share fast memory during "
                     f"ops [{b.begin}, {until}).",
                 )
+
+
+def _reuses(problem: Problem, operand: Segment, result: Segment) -> bool:
+    """Whether the op that `result` begins with may write it over `operand`."""
+    pair = (operand.buffer_id, result.buffer_id)
+    return (
+        pair in problem.program.ops[result.begin].reuses
+        and result.first == result.begin
+        and operand.end == result.begin + 1
+        and operand.offset_bytes == result.offset_bytes
+    )
+
+
+def _copies_beside(
+    problem: Problem, t: int, copies: list[Copy], *pair: Segment
+) -> Iterator[Violation]:
+    """Copies of two buffers that run while op t writes one over the other."""
+    buffers = problem.program.buffers
+    ids = [s.buffer_id for s in pair]
+    for c in copies:
+        if c.buffer_id in ids and c.start <= t < c.done:
+            yield Violation(
+                kind=ViolationKind.RACE,
+                buffers=tuple(buffers[b].label for b in ids),
+                t=t,
+                detail=f"op {problem.program.ops[t].name!r} writes "
+                f"{buffers[ids[0]].label!r} and {buffers[ids[1]].label!r} over each "
+                f"other while the {c.direction.value} of "
+                f"{buffers[c.buffer_id].label!r} runs from boundary {c.start} to "
+                f"{c.done}; finish it before or start it after.",
+            )
 
 
 def _too_many_in_flight(problem: Problem, copies: list[Copy]) -> Iterator[Violation]:

@@ -27,7 +27,7 @@ class ViolationKind(enum.Enum):
     PREFETCH_STALE = "stale prefetch"  # slow memory is not current
     EVICT_SOURCE = "evict source"  # not in fast memory for all of the copy
     EVICT_STALE = "stale evict"  # fast memory is not current
-    RACE = "race"  # written while a copy of it runs
+    RACE = "race"  # written, or written over, while a copy of it runs
     READ_STALE = "stale read"  # read where the contents are not current
     OUTPUT = "output"  # not current in slow memory at the program's end
     ALIAS_GROUP = "alias group"  # slow memory shared with a buffer still in use

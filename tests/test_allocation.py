@@ -160,3 +160,33 @@ def test_uses_of_one_loop_are_one_use():
     assert [t for t, _ in state[1].accesses] == [1, 2]
     inside = found[id_of(problem, "h")].uses
     assert [(u.begin, u.end) for u in inside] == [(1, 2), (2, 3)]
+
+
+def test_a_store_goes_on_while_ops_read_what_it_stores():
+    """y, 4 KiB, is read by the op after the one that makes it, which takes 6 s."""
+    draft = Draft("read_on")
+    x = draft.parameter(KIB, "x")
+    (y,) = draft.op("fusion", [x], [4 * KIB], name="y")
+    compute = {"matmul_flops": 6.0, "matmul_dtype": "f32"}
+    draft.op("fusion", [y], name="read", **compute)
+    problem = toy_problems.problem(draft.build([y]))
+    allocation = Allocation(problem)
+    assert allocation.try_place(y, 0, 1)
+    (evict,) = allocation.to_mapping().copies
+    assert (evict.direction, evict.start, evict.done) == (Direction.EVICT, 1, 2)
+    assert allocation.stall_s == 0
+    assert_exact(allocation)
+
+
+def test_a_stay_is_placed_as_asked_for_or_not_at_all():
+    problem = toy_problems.problem("weight_reused")
+    allocation, w = Allocation(problem), id_of(problem, "w")
+    assert allocation.place(w, 0, 1, start=0, done=4)
+    (stay,) = allocation.all_stays()
+    assert (stay.begin, stay.end, stay.prefetch.start) == (0, 4, 0)
+    assert_exact(allocation)
+    # Nothing else of 10 KiB fits beside its 8 KiB; what does not pay goes in, too.
+    small = Allocation(on(problem, fast_capacity_bytes=8 * KIB))
+    assert small.place(w, 0, 0, start=1, done=2)
+    assert not small.place(id_of(problem, "a"), 0, 1, start=0, done=2)
+    assert_exact(small)

@@ -16,6 +16,9 @@ from frontends.program import Program, Region
 
 TESTDATA = pathlib.Path(__file__).parent / "testdata"
 NAMES = sorted({p.name.split(".")[0] for p in TESTDATA.glob("*.hlo.gz")})
+OTHER_CHIPS = sorted(
+    "tpu/" + p.name.split(".")[0] for p in TESTDATA.glob("tpu/*.slow.hlo.gz")
+)
 KIB, MIB = 2**10, 2**20
 
 
@@ -297,6 +300,8 @@ def test_while_cond():
         ("convert.2", "prefetch", 512 * KIB, 22, 23),
         ("copy.15", "evict", 512 * KIB, 24, 24),
     ]
+    # The body begins at op 4; what is copied within it is copied in every turn.
+    assert [c.region for c in program.compiler_mapping.copies] == [0, 1, 1, 0]
 
 
 def test_a_copy_of_a_parameter_that_the_loop_changes_stays_an_op():
@@ -318,8 +323,13 @@ def test_both_texts_of_a_pair_are_the_same_program(name):
     slow, xla = hlo.load(path(name, "slow")), hlo.load(path(name, "xla"))
     assert slow.compiler_mapping is None
     for mine, theirs in zip(slow.ops, xla.ops, strict=True):
-        # Where data is decides how an op is tiled, so what it reserves and costs.
-        same = {"estimates": mine.estimates, "scoped_bytes": mine.scoped_bytes}
+        # Where data is decides how an op is tiled, so what it reserves and costs, and
+        # what is written over what.
+        same = {
+            "estimates": mine.estimates,
+            "scoped_bytes": mine.scoped_bytes,
+            "reuses": mine.reuses,
+        }
         assert mine == dataclasses.replace(theirs, **same)
     both = pair(name)
     for mine, theirs in zip(slow.buffers, xla.buffers, strict=True):
@@ -329,7 +339,7 @@ def test_both_texts_of_a_pair_are_the_same_program(name):
     assert both.compiler_mapping == xla.compiler_mapping
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + OTHER_CHIPS)
 def test_the_compilers_mapping_makes_sense(name):
     """Data is where each access looks for it: replay with a version per write."""
     for program in (pair(name), hlo.load(path(name, "xla"))):
@@ -398,12 +408,13 @@ def test_texts_that_do_not_match_keep_what_matches():
     assert "y.1" not in [label for label, *_ in copies(program)]
 
 
-def test_a_second_text_without_a_mapping_is_noted():
+def test_a_second_text_with_nothing_in_fast_memory_is_a_mapping_too():
     text = hlo.read_text(path("mlp_train", "slow"))
     program = hlo.from_text(text, xla_text=text)
-    assert program.compiler_mapping is None
+    assert program.compiler_mapping.fast_accesses == frozenset()
+    assert program.compiler_mapping.copies == ()
     assert program.notes == (
-        "The second text holds no compiler's mapping: nothing in it is fast.",
+        "In the compiler's own mapping everything is in slow memory.",
     )
 
 

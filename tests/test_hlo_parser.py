@@ -117,6 +117,17 @@ def test_attributes_of_every_kind():
     assert root.line == 6
 
 
+def test_device_groups_may_be_named_by_mesh_axes():
+    groups = "mesh['x'=4,'y'=1] {'x'}"
+    root = entry_of(
+        "%x = f32[2]{0} parameter(0)",
+        f"ROOT %y = f32[8]{{0}} all-gather(%x), replica_groups={groups}, "
+        "dimensions={0}, use_global_device_ids=true",
+    ).root
+    assert root.attributes["replica_groups"] == groups
+    assert root.attributes["dimensions"] == "{0}"
+
+
 @pytest.mark.parametrize("config", ['"text"', "{not json}", "{}", "[1]"])
 def test_a_backend_config_that_is_no_json_object_is_empty(config):
     root = entry_of(f"ROOT %x = f32[] parameter(0), backend_config={config}").root

@@ -95,3 +95,14 @@ def test_finds_a_place_exactly_where_there_is_one(seed):
         elif key % 3 == 0:
             (first, *_) = packing.in_the_way(12, 0, 0, 6)
             packing.remove(first)
+
+
+def test_a_place_may_be_free_beside_what_shares_it():
+    packing = Packing(np.full(4, 16))
+    packing.add(1, size=4, offset=0, begin=0, end=2)
+    packing.add(2, size=4, offset=2, begin=2, end=4)
+    assert not packing.is_free(4, 0, 1, 2)
+    assert packing.is_free(4, 0, 1, 2, beside=[1])
+    assert not packing.is_free(4, 0, 1, 3, beside=[1])
+    assert packing.is_free(4, 0, 1, 3, beside=[1, 2])
+    assert not packing.is_free(20, 0, 1, 2, beside=[1])  # beyond the capacity

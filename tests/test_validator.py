@@ -444,11 +444,16 @@ def go_below_zero(problem, mapping, choice):
 
 
 def move_onto_another(problem, mapping, choice):
+    # A result may be where its operand was: that is no mistake.
+    may_meet = {frozenset(pair) for op in problem.program.ops for pair in op.reuses}
     pairs = [
         (a, b)
         for a in mapping.segments
         for b in mapping.segments
-        if a is not b and a.begin < b.end and b.begin < a.end
+        if a is not b
+        and a.begin < b.end
+        and b.begin < a.end
+        and {a.buffer_id, b.buffer_id} not in may_meet
     ]
     a, b = pick(pairs, choice) or (None, None)
     return a and change(mapping, a, offset_bytes=b.offset_bytes)

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from frontends import program_check
 from frontends.program import (
     Access,
     Buffer,
@@ -45,6 +46,7 @@ class Draft:
         self.name = name
         self.ops: list[Op] = []
         self.buffers: list[Buffer] = []  # live ranges are set by `build`
+        self._elementwise: dict[int, list[int]] = {}  # outputs, by op
         self._loops: list[_Loop] = []
         self._open = 0  # region of the next op; 0 is the entry
         self._counts = [1.0]  # executions of each region per program call
@@ -79,6 +81,7 @@ class Draft:
         *,
         updates: Iterable[int | tuple[int, int]] = (),
         overwrites: Iterable[int] = (),
+        elementwise: bool = False,
         name: str = "",
         **cost,
     ) -> list[int]:
@@ -91,6 +94,8 @@ class Draft:
           updates: buffers, or `(id, bytes)` of them, that it changes in place; the rest
             of their contents stays.
           overwrites: buffers of earlier ops whose contents it replaces.
+          elementwise: whether an output may be written over an operand of its size that
+            dies here.
           **cost: the other fields of `Op` (op_name, matmul_flops, estimates, ...).
         Returns:
           The ids of its outputs.
@@ -113,6 +118,8 @@ class Draft:
         # An update depends on the old contents even where it moves none of them.
         read = {**dict.fromkeys(updated, 0), **read}
         written = {**updated, **dict(self._touched(b) for b in (*overwrites, *ids))}
+        if elementwise:
+            self._elementwise[len(self.ops)] = list(ids)
         self.ops.append(
             Op(
                 name=name,
@@ -168,12 +175,31 @@ class Draft:
             buffers.append(
                 dataclasses.replace(buffer, live=live, is_output=i in outputs)
             )
+        ops = tuple(
+            dataclasses.replace(op, reuses=self._reuses(t, regions[op.region], buffers))
+            for t, op in enumerate(self.ops)
+        )
         return Program(
             name=self.name,
-            ops=tuple(self.ops),
+            ops=ops,
             buffers=tuple(buffers),
             regions=tuple(regions),
             **{"source": "generated", **fields},
+        )
+
+    def _reuses(
+        self, t: int, region: Region, buffers: list[Buffer]
+    ) -> tuple[tuple[int, int], ...]:
+        """Operands of an element-wise op that an output may be written over."""
+        written = {a.buffer_id for a in self.ops[t].writes}
+        return tuple(
+            (a.buffer_id, result)
+            for a in self.ops[t].reads
+            for result in self._elementwise.get(t, ())
+            if a.buffer_id not in written
+            and not program_check.reuse_obstacle(
+                region, t, buffers[a.buffer_id], buffers[result]
+            )
         )
 
     def _live(self, regions: list[Region]) -> list[LiveRange]:

@@ -158,6 +158,7 @@ class Network:
             [*inputs, *weights, *biases],
             out_units,
             is_matmul=is_matmul,
+            elementwise=not is_matmul,
         )
         layer = Layer(
             inputs=tuple(inputs),

@@ -19,36 +19,13 @@ from jax_malloc.mapping import Copy, Direction, Mapping, Segment
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.copy_queue import QueuedCopy
 from jax_malloc.solvers.packing import FitRule, Packing
+from jax_malloc.solvers.stay import Stay, to_mapping
 from jax_malloc.solvers.timing import Change, Timing
 from jax_malloc.solvers.uses import Life, lives
-from jax_malloc.solvers.windows import Windows
+from jax_malloc.solvers.windows import Window, Windows
 
 # A stay must save this share of the program's latency: less is no gain but noise.
 _NOISE = 1e-8
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stay:
-    """Uses `[first_use, last_use]` of a buffer, both included, in fast memory.
-
-    begin, end: ops `[begin, end)` that it takes its place for, copies included.
-    prefetch, eviction: None where the buffer is defined in place, or nothing is to
-      save.
-    """
-
-    key: int
-    buffer_id: int
-    first_use: int
-    last_use: int
-    offset: int
-    begin: int
-    end: int
-    prefetch: QueuedCopy | None
-    eviction: QueuedCopy | None
-
-    @property
-    def copies(self) -> list[QueuedCopy]:
-        return [c for c in (self.prefetch, self.eviction) if c is not None]
 
 
 class Allocation:
@@ -167,8 +144,50 @@ class Allocation:
             return False
         self._timing.apply(Change(moved, best.copies, removed))
         self._take(best)
-        kept = [s for s in own if s not in inside]
-        self.stays[buffer_id] = tuple(sorted([*kept, best], key=lambda s: s.first_use))
+        self.stays[buffer_id] = tuple(s for s in own if s not in inside)
+        self._insert(best)
+        return True
+
+    def place(
+        self,
+        buffer_id: int,
+        first: int,
+        last: int,
+        *,
+        start: int,
+        done: int,
+        rule: FitRule = FitRule.BEST_TOP,
+    ) -> bool:
+        """Puts a run of slow uses into fast memory, paying or not, if there is room.
+
+        Args:
+          start, done: boundaries near which its prefetch should start and its eviction
+            be done.
+        """
+        life = self.lives[buffer_id]
+        free_from, free_until = self._free_span(buffer_id, first, last)
+        window = self._windows.near(
+            life,
+            first,
+            last,
+            free_from=free_from,
+            free_until=free_until,
+            start=start,
+            done=done,
+        )
+        if window is None:
+            return False
+        sharing = self._sharing(life, first, last)
+        offset = self._find(life.granules, window.begin, window.end, rule, sharing)
+        if offset is None:
+            return False
+        stay = self._stay(buffer_id, first, last, offset, window)
+        change = Change([(t, -n) for t, n in self._accesses(stay)], stay.copies, ())
+        if not self._may_copy(change):
+            return False
+        self._timing.apply(change)
+        self._take(stay)
+        self._insert(stay)
         return True
 
     def remove(self, stays: Iterable[Stay]) -> None:
@@ -191,6 +210,7 @@ class Allocation:
         life = self.lives[stay.buffer_id]
         first, last = stay.first_use, stay.last_use
         free_from, free_until = self._free_span(stay.buffer_id, first, last)
+        sharing = self._sharing(life, first, last).get(stay.offset, ())
         self._packing.remove(stay.key)
         best, best_s = stay, self.latency_s - self._noise_s
         for begin, end, prefetch, eviction in self._windows.retimed(
@@ -202,7 +222,9 @@ class Allocation:
             prefetch=stay.prefetch,
             eviction=stay.eviction,
         ):
-            if not self._packing.is_free(life.granules, stay.offset, begin, end):
+            if not self._packing.is_free(
+                life.granules, stay.offset, begin, end, sharing
+            ):
                 continue
             other = dataclasses.replace(
                 stay, begin=begin, end=end, prefetch=prefetch, eviction=eviction
@@ -220,37 +242,23 @@ class Allocation:
         )
         return True
 
-    def in_the_way(self, size: int, offset: int, begin: int, end: int) -> set[int]:
-        """Keys of the stays that overlap a place during ops `[begin, end)`."""
-        return set(self._packing.in_the_way(size, offset, begin, end))
+    def in_the_way(
+        self, run: tuple[int, int, int], offset: int, begin: int, end: int
+    ) -> set[int]:
+        """Keys of the stays that a run of uses would have to push out.
+
+        Args:
+          run: buffer, first and last use.
+          offset, begin, end: the place that it would take during ops `[begin, end)`.
+        """
+        buffer_id, first, last = run
+        life = self.lives[buffer_id]
+        there = self._packing.in_the_way(life.granules, offset, begin, end)
+        return set(there).difference(self._sharing(life, first, last).get(offset, ()))
 
     def to_mapping(self) -> Mapping:
         """The stays and their copies, in bytes and boundaries."""
-        segments, copies = [], []
-        for s in sorted(self.all_stays(), key=lambda s: (s.begin, s.buffer_id)):
-            uses = self.lives[s.buffer_id].uses
-            segments.append(
-                Segment(
-                    buffer_id=s.buffer_id,
-                    offset_bytes=s.offset * self.problem.granule_bytes,
-                    begin=s.begin,
-                    first=uses[s.first_use].begin,
-                    end=s.end,
-                )
-            )
-            for c in s.copies:
-                copies.append(
-                    Copy(
-                        buffer_id=s.buffer_id,
-                        direction=Direction.EVICT
-                        if c.is_eviction
-                        else Direction.PREFETCH,
-                        size_bytes=c.size_bytes,
-                        start=c.start,
-                        done=c.done,
-                    )
-                )
-        return Mapping(tuple(segments), tuple(copies))
+        return to_mapping(self.problem, self.lives, self.all_stays())
 
     def _adopt(self, segment: Segment, copies: list[Copy]) -> None:
         """Takes over one stay of a mapping, at its offset; `copies` of its buffer."""
@@ -277,23 +285,25 @@ class Allocation:
             )
             eviction = QueuedCopy(c.start, c.done, life.size_bytes, True, life.copy_s)
             end = max(end, c.done)
-        self._next_key += 1
-        stay = Stay(
-            key=self._next_key,
-            buffer_id=segment.buffer_id,
-            first_use=first,
-            last_use=last,
-            offset=segment.offset_bytes // self.problem.granule_bytes,
-            begin=segment.begin,
-            end=end,
-            prefetch=prefetch,
-            eviction=eviction,
-        )
+        offset = segment.offset_bytes // self.problem.granule_bytes
+        window = Window(segment.begin, end, prefetch, eviction)
+        stay = self._stay(segment.buffer_id, first, last, offset, window)
         moved = [(t, -n) for t, n in self._accesses(stay)]
         self._timing.apply(Change(moved, stay.copies, ()))
         self._take(stay)
-        stays = (*self.stays[segment.buffer_id], stay)
-        self.stays[segment.buffer_id] = tuple(sorted(stays, key=lambda s: s.first_use))
+        self._insert(stay)
+
+    def _stay(
+        self, buffer_id: int, first: int, last: int, offset: int, window: Window
+    ) -> Stay:
+        """A new stay, not yet placed."""
+        self._next_key += 1
+        return Stay(self._next_key, buffer_id, first, last, offset, *window)
+
+    def _insert(self, stay: Stay) -> None:
+        """Adds a stay to those of its buffer."""
+        stays = (*self.stays[stay.buffer_id], stay)
+        self.stays[stay.buffer_id] = tuple(sorted(stays, key=lambda s: s.first_use))
 
     def _accesses(self, stay: Stay) -> Iterator[tuple[int, float]]:
         uses = self.lives[stay.buffer_id].uses[stay.first_use : stay.last_use + 1]
@@ -308,31 +318,58 @@ class Allocation:
         self, life: Life, first: int, last: int, rule: FitRule
     ) -> Iterator[Stay]:
         """Stays for a run of uses that find a place, preferred ones first."""
+        sharing = self._sharing(life, first, last)
+        # Without copies it is shortest: most that find no place do not then, either.
+        shortest = life.uses[first].begin, life.uses[last].end
+        if self._find(life.granules, *shortest, rule, sharing) is None:
+            return
         free_from, free_until = self._free_span(life.buffer_id, first, last)
         windows = self._windows.of_run(
             life, first, last, free_from=free_from, free_until=free_until
         )
         too_long: list[tuple[int, int]] = []
         for window in windows:
-            begin, end, prefetch, eviction = window
+            begin, end = window.begin, window.end
             if any(begin <= b and e <= end for b, e in too_long):
                 continue
-            offset = self._packing.find(life.granules, begin, end, rule)
+            offset = self._find(life.granules, begin, end, rule, sharing)
             if offset is None:
                 too_long.append((begin, end))
                 continue
-            self._next_key += 1
-            yield Stay(
-                key=self._next_key,
-                buffer_id=life.buffer_id,
-                first_use=first,
-                last_use=last,
-                offset=offset,
-                begin=begin,
-                end=end,
-                prefetch=prefetch,
-                eviction=eviction,
-            )
+            yield self._stay(life.buffer_id, first, last, offset, window)
+
+    def _find(
+        self,
+        size: int,
+        begin: int,
+        end: int,
+        rule: FitRule,
+        sharing: dict[int, list[int]],
+    ) -> int | None:
+        """A place that is free, best one that is shared."""
+        for offset, keys in sharing.items():
+            if self._packing.is_free(size, offset, begin, end, keys):
+                return offset
+        return self._packing.find(size, begin, end, rule)
+
+    def _sharing(self, life: Life, first: int, last: int) -> dict[int, list[int]]:
+        """Stays beside which a run of uses may be at one offset, by that offset.
+
+        At the op that writes one buffer over the other, and only there, both are in
+        fast memory; neither has a copy to or from it at that time.
+        """
+        shared: dict[int, list[int]] = {}
+        if first == 0:
+            for b in life.written_over:
+                for stay in self.stays.get(b, ())[-1:]:
+                    if stay.last_use == len(self.lives[b].uses) - 1:
+                        shared.setdefault(stay.offset, []).append(stay.key)
+        if last == len(life.uses) - 1:
+            for b in life.overwritten_by:
+                for stay in self.stays.get(b, ())[:1]:
+                    if stay.first_use == 0:
+                        shared.setdefault(stay.offset, []).append(stay.key)
+        return shared
 
     def _free_span(self, buffer_id: int, first: int, last: int) -> tuple[int, int]:
         """Boundaries between which a buffer has no stay but those of these uses."""

@@ -14,6 +14,7 @@ offset
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 
 import numpy as np
 
@@ -80,13 +81,23 @@ class Packing:
         from_top = rule is FitRule.HIGHEST or (rule is FitRule.BEST_TOP and is_top)
         return best + best_room - size if from_top else best
 
-    def is_free(self, size: int, offset: int, begin: int, end: int) -> bool:
-        """Whether that place can be taken."""
+    def is_free(
+        self,
+        size: int,
+        offset: int,
+        begin: int,
+        end: int,
+        beside: Collection[int] = (),
+    ) -> bool:
+        """Whether that place can be taken; what has a key in `beside` may be there."""
         if begin >= end:
             return True
         if offset + size > self._capacity[begin:end].min():
             return False
-        return not self._meets(size, offset, begin, end).any()
+        there = self._meets(size, offset, begin, end)
+        if not beside:
+            return not there.any()
+        return all(key in beside for key in self._table[_KEY, : self._used][there])
 
     def in_the_way(self, size: int, offset: int, begin: int, end: int) -> list[int]:
         """Keys of what overlaps that place."""
@@ -94,7 +105,7 @@ class Packing:
         return self._table[_KEY, : self._used][meets].tolist()
 
     def add(self, key: int, size: int, offset: int, begin: int, end: int) -> None:
-        """Takes a place, which must be free."""
+        """Takes a place, which must be free, or shared as the caller knows."""
         used, table = self._used, self._table
         if used == table.shape[1]:
             self._table = table = np.concatenate([table, np.empty_like(table)], axis=1)

@@ -16,9 +16,10 @@ import math
 import random
 from typing import NamedTuple
 
-from jax_malloc.solvers.allocation import Allocation, Stay
+from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.packing import FitRule
+from jax_malloc.solvers.stay import Stay
 from jax_malloc.solvers.worth import Worth
 
 # Each step draws one of each.
@@ -71,12 +72,15 @@ class RuinRecreate:
         weights = (max(worth.weights[b][k], 0.0) for b, k in self._uses)
         self._cumulative = list(itertools.accumulate(weights))
 
-    def run(self, steps: int | None, deadline_s: float | None) -> None:
+    def run(
+        self, steps: int | None, deadline_s: float | None, target_s: float = 0.0
+    ) -> None:
         """Searches; afterwards the allocation is no slower than before.
 
         Args:
           steps: at most; None, until the deadline.
           deadline_s: absolute, on the clock of `time.monotonic()`.
+          target_s: a latency that is good enough to stop at.
         Raises:
           ValueError: neither is given.
         """
@@ -86,7 +90,7 @@ class RuinRecreate:
             return
         state, best_s = self._allocation.save(), self._allocation.latency_s
         for _ in itertools.count() if steps is None else range(steps):
-            if is_over(deadline_s):
+            if is_over(deadline_s) or best_s <= target_s:
                 break
             self._step()
             if self._allocation.latency_s <= best_s:
@@ -148,7 +152,7 @@ class RuinRecreate:
         end = min(self._num_ops, life.uses[last].end + rng.randrange(3))
         near = self._near(begin, end)
         offset = rng.choice(self._edges(near, life.granules, begin, end))
-        keys = allocation.in_the_way(life.granules, offset, begin, end)
+        keys = allocation.in_the_way((b, first, last), offset, begin, end)
         ruined = [s for s in near if s.key in keys]
         if rng.random() < _MORE_RUINED:
             rest = [s for s in near if s.key not in keys]

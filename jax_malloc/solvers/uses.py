@@ -24,6 +24,8 @@ class Use:
     begin, end: ops `[begin, end)` during which it needs the buffer in one place.
     reads: whether a stay that begins here needs a prefetch; only the first use of a
     buffer without earlier contents does not.
+    needs: whether it needs the contents before it, wherever they are; all do but the
+      first of a buffer without earlier contents, and what only replaces them.
     writes: whether it changes them.
     accesses: `(op, bytes)` that it moves, all executions together.
     """
@@ -31,6 +33,7 @@ class Use:
     begin: int
     end: int
     reads: bool
+    needs: bool
     writes: bool
     accesses: tuple[tuple[int, float], ...]
 
@@ -42,6 +45,8 @@ class Life:
     uses: in time order. granules: its size. copy_s: seconds that one copy occupies the
     DMA, all executions together. home: its home region. starts_in_slow, ends_in_slow:
     whether slow memory holds it before the first use, and must after the last.
+    written_over: buffers that its first use may write over in fast memory, their last.
+    overwritten_by: buffers whose first use may be written over it, at its last.
     """
 
     buffer_id: int
@@ -52,6 +57,8 @@ class Life:
     home: int
     starts_in_slow: bool
     ends_in_slow: bool
+    written_over: tuple[int, ...] = ()
+    overwritten_by: tuple[int, ...] = ()
 
     def needs_eviction(self, first: int, last: int) -> bool:
         """Whether slow memory must learn what uses `[first, last]` wrote."""
@@ -77,6 +84,12 @@ def lives(problem: Problem) -> dict[int, Life]:
     for t, b, moved, reads, writes in zip(*(c.tolist() for c in columns), strict=True):
         if problem.eligible[b]:
             accesses.setdefault(b, []).append((t, moved, reads, writes))
+    pairs = [
+        pair
+        for op in program.ops
+        for pair in op.reuses
+        if problem.eligible[list(pair)].all()
+    ]
     result = {}
     for b, mine in accesses.items():
         buffer, home = program.buffers[b], int(problem.home_region[b])
@@ -90,6 +103,8 @@ def lives(problem: Problem) -> dict[int, Life]:
             home=home,
             starts_in_slow=buffer.is_input,
             ends_in_slow=buffer.is_output,
+            written_over=tuple(x for x, result in pairs if result == b),
+            overwritten_by=tuple(x for operand, x in pairs if operand == b),
         )
     return result
 
@@ -145,8 +160,9 @@ def _uses(
         # Only the first use of a temporary has nothing before it. What a later write
         # replaces still counts as needed: a loop may not run at all, and a stay begins
         # with the definition or with a prefetch.
-        needs = is_input or bool(uses) or group[0][2]
+        reads = is_input or bool(uses) or group[0][2]
+        needs = reads and (group[0][2] or end > begin + 1)
         writes = any(w for *_, w in group)
         moved = tuple((t, n) for t, n, *_ in group)
-        uses.append(Use(begin, end, needs, writes, moved))
+        uses.append(Use(begin, end, reads, needs, writes, moved))
     return tuple(uses)

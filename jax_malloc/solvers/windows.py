@@ -78,6 +78,39 @@ class Windows:
         for save, fill in itertools.product(saves, fills):
             yield _window(life, first, last, fill, save)
 
+    def near(
+        self,
+        life: Life,
+        first: int,
+        last: int,
+        *,
+        free_from: int,
+        free_until: int,
+        start: int,
+        done: int,
+    ) -> Window | None:
+        """A window as near as may be to one that was asked for; None if there is none.
+
+        Args:
+          free_from, free_until: as in `of_run`.
+          start, done: where the prefetch should start and the eviction be done; of no
+            meaning where there is none.
+        """
+        fill = save = None
+        if life.uses[first].reads:
+            span = self._prefetch_span(life, first, free_from)
+            if span is None:
+                return None
+            fill = next(self._prefetches(life, span, [min(start, span[1])]))
+        if life.needs_eviction(first, last):
+            span = self._eviction_span(life, first, last, free_until)
+            if span is None:
+                return None
+            save = next(self._evictions(life, span, [done]))
+        elif life.uses[last].end > free_until:
+            return None
+        return _window(life, first, last, fill, save)
+
     def retimed(
         self,
         life: Life,
