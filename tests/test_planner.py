@@ -10,8 +10,13 @@ import pytest
 import toy_problems
 
 import jax_malloc
-from frontends.program import CompilerCopy, CompilerMapping, Program
-from hwmodel import presets
+from frontends.program import (
+    CompilerCopy,
+    CompilerMapping,
+    CycleEstimate,
+    Program,
+)
+from hwmodel import latency, presets
 from jax_malloc import planner, validator
 from jax_malloc.mapping import Mapping, Segment
 from jax_malloc.solvers import SOLVERS
@@ -93,6 +98,37 @@ def test_xla_is_timed_by_our_own_evaluator(fast, copies, latency_s):
     )
     plan = jax_malloc.solve(program, toy_problems.toy(), solver="all_slow")
     assert plan.baselines["xla"] == pytest.approx(latency_s)
+
+
+@pytest.mark.parametrize("region", [0, 1])
+def test_a_copy_of_the_compiler_runs_as_often_as_its_region(region):
+    """Before the loop or in each of its ten turns: both begin at the same boundary."""
+    program = toy_problems.loop()
+    (w,) = (i for i, b in enumerate(program.buffers) if b.name == "w")
+    size_bytes, start = program.buffers[w].size_bytes, program.regions[1].start
+    copy = CompilerCopy(
+        buffer_id=w,
+        direction="prefetch",
+        size_bytes=size_bytes,
+        start=start,
+        done=start,
+        region=region,
+    )
+    problem = toy_problems.problem(with_compiler_mapping(program, [], [copy]))
+    stall_s = problem.evaluate_compiler().latency_s - problem.all_slow_latency_s
+    once_s = latency.copy_s(size_bytes, problem.accelerator)
+    assert stall_s == pytest.approx([1, 10][region] * once_s)
+
+
+def test_a_plan_says_what_share_of_it_the_compiler_did_not_estimate():
+    program = toy_problems.chain()
+    first = dataclasses.replace(program.ops[0], estimates=(CycleEstimate(8, 4096),))
+    program = dataclasses.replace(program, ops=(first, *program.ops[1:]))
+    plan = jax_malloc.solve(program, toy_problems.toy(), solver="all_slow")
+    share = plan.timeline.op_duration_s[1:].sum() / plan.latency_s
+    assert plan.notes == (
+        f"{share:.1%} of the latency is of ops that only the roofline times.",
+    )
 
 
 def test_a_plan_says_how_long_its_solvers_took_and_what_the_frontend_assumed():
@@ -211,7 +247,8 @@ def test_an_accelerator_may_be_a_name_a_file_or_itself(tmp_path):
 
 
 def test_every_solver_in_the_table_can_be_called():
-    assert list(SOLVERS) == ["all_slow", "random", "greedy", "muzero", "hybrid"]
+    names = ["all_slow", "random", "xla_msa", "greedy", "milp", "muzero", "hybrid"]
+    assert list(SOLVERS) == names
     assert all(callable(SOLVERS[name]) for name in SOLVERS)
     with pytest.raises(KeyError):
         SOLVERS["gredy"]

@@ -34,7 +34,7 @@ class Solver(Protocol):
 
 
 # From the cheapest to the most thorough.
-_NAMES = ("all_slow", "random", "greedy", "muzero", "hybrid")
+_NAMES = ("all_slow", "random", "xla_msa", "greedy", "milp", "muzero", "hybrid")
 
 
 class _LazySolvers(collections.abc.Mapping[str, Solver]):
@@ -43,7 +43,8 @@ class _LazySolvers(collections.abc.Mapping[str, Solver]):
     def __getitem__(self, name: str) -> Solver:
         if name not in _NAMES:
             raise KeyError(name)
-        return importlib.import_module(f"{__name__}.{name}").solve
+        solver: Solver = importlib.import_module(f"{__name__}.{name}").solve
+        return solver
 
     def __contains__(self, name: object) -> bool:
         return name in _NAMES

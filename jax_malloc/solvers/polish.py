@@ -22,6 +22,7 @@ def polish(
     seed: int = 0,
     deadline_s: float | None = None,
     steps: int | None = 0,
+    target_s: float = 0.0,
 ) -> Mapping:
     """A mapping at least as fast as the given one.
 
@@ -30,6 +31,7 @@ def polish(
       seed: of the search.
       deadline_s: absolute, on the clock of `time.monotonic()`.
       steps: of ruin and recreate at most; None goes on until the deadline.
+      target_s: a latency at which it may stop.
     Raises:
       ValueError: neither a number of steps nor a deadline.
     """
@@ -38,7 +40,7 @@ def polish(
     worth = Worth(problem, allocation.lives)
     improve(allocation, worth, deadline_s=deadline_s)
     if steps != 0:
-        RuinRecreate(allocation, worth, seed).run(steps, deadline_s)
+        RuinRecreate(allocation, worth, seed).run(steps, deadline_s, target_s)
         improve(allocation, worth, deadline_s=deadline_s)
     return allocation.to_mapping() if allocation.latency_s < before_s else mapping
 
