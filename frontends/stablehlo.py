@@ -7,27 +7,29 @@ The function is traced and lowered, its StableHLO module read through its MLIR b
 compiler would fuse them (`stablehlo_fusion`, whose docstring is the rule, and
 `stablehlo_sweeps`), put in order (`stablehlo_schedule`) and given buffers
 (`stablehlo_buffers`). What comes out is what *a* compiler would run, not what yours
-will: sizes are logical bytes without the padding of tiled layouts, there are no cycle
-estimates, and loops whose trip count the module does not say are taken to run five
-times. Text of the compiled program, read by `frontends.hlo`, is the more faithful way.
+will: there are no cycle estimates, loops whose trip count the module does not say are
+taken to run five times, and sizes are logical bytes unless a `tiling` says how the
+accelerator pads arrays (in the layouts of `stablehlo_layouts`). Text of the compiled
+program, read by `frontends.hlo`, is the more faithful way.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
+from frontends import tracing
 from frontends.program import Program
 from frontends.stablehlo_buffers import ProgramBuilder
 from frontends.stablehlo_graph import Graph
 from frontends.stablehlo_schedule import schedule
 from frontends.stablehlo_sweeps import fuse
 from frontends.stablehlo_walk import build_graph
+from frontends.tiling import Tiling
 
 # Dense constants with more elements than this are left out of `Program.text`.
 _TEXT_ELEMENTS_LIMIT = 1024
@@ -41,6 +43,7 @@ def from_jax(
     donate_argnums: int | Sequence[int] = (),
     donate_argnames: str | Sequence[str] = (),
     name: str | None = None,
+    tiling: Tiling | None = None,
     **kwargs: Any,
 ) -> Program:
     """The program that `jax.jit(f)(*args, **kwargs)` would run.
@@ -52,31 +55,34 @@ def from_jax(
       static_argnums, static_argnames, donate_argnums, donate_argnames: as in `jax.jit`;
         leave them out for a function that is jitted already.
       name: the program's name; by default the function's.
+      tiling: how the accelerator pads arrays and matrix products; None, not at all.
     Returns:
       The program, with the StableHLO text that `annotate` needs.
     Raises:
       ValueError: the function cannot be traced or lowered for these arguments; chained
         from JAX's own error.
     """
-    label = name or _function_name(f)
-    options = {
-        "static_argnums": static_argnums,
-        "static_argnames": static_argnames,
-        "donate_argnums": donate_argnums,
-        "donate_argnames": donate_argnames,
-    }
-    given = {key: value for key, value in options.items() if value != ()}
-    jitted = f
-    if given or not hasattr(f, "lower"):
-        jitted = jax.jit(f, **given)
+    label = name or tracing.function_name(f)
+    jitted = tracing.jitted(
+        f,
+        static_argnums=static_argnums,
+        static_argnames=static_argnames,
+        donate_argnums=donate_argnums,
+        donate_argnames=donate_argnames,
+    )
     try:
         lowered = jitted.lower(*args, **kwargs)
     except Exception as error:
-        raise cannot_trace(label, error) from error
-    return from_lowered(lowered, name=label)
+        raise tracing.cannot_trace(label, error) from error
+    return from_lowered(lowered, name=label, tiling=tiling)
 
 
-def from_lowered(lowered: jax.stages.Lowered, *, name: str | None = None) -> Program:
+def from_lowered(
+    lowered: jax.stages.Lowered,
+    *,
+    name: str | None = None,
+    tiling: Tiling | None = None,
+) -> Program:
     """The program of a function that `jax.jit(f).lower(...)` has lowered.
 
     JAX lowers for the machine that it runs on. To read what it would give a TPU, pass
@@ -85,26 +91,19 @@ def from_lowered(lowered: jax.stages.Lowered, *, name: str | None = None) -> Pro
     Raises:
       ValueError: a tensor has no static shape.
     """
-    return from_module(lowered.compiler_ir("stablehlo"), name=name)
+    module: Any = lowered.compiler_ir("stablehlo")
+    return from_module(module, name=name, tiling=tiling)
 
 
-def cannot_trace(label: str, error: Exception) -> ValueError:
-    """What to raise from JAX's error when a function cannot be lowered."""
-    return ValueError(
-        f"{label!r} cannot be traced for the arguments given: "
-        f"{type(error).__name__}: {error}\nCheck that they are the arguments of a "
-        "call that works under jax.jit, that those that are not arrays are named "
-        "in static_argnums or static_argnames, and that the function does not "
-        "branch in Python on the value of an array."
-    )
-
-
-def from_module(module: ir.Module | str, *, name: str | None = None) -> Program:
+def from_module(
+    module: ir.Module | str, *, name: str | None = None, tiling: Tiling | None = None
+) -> Program:
     """The program of a StableHLO module, or of its text.
 
     Args:
       module: with a public function `main`, as JAX makes it.
       name: the program's name; by default the module's.
+      tiling: as in `from_jax`.
     Raises:
       ValueError: the text cannot be parsed, there is no `main`, or a tensor has no
         static shape.
@@ -116,8 +115,8 @@ def from_module(module: ir.Module | str, *, name: str | None = None) -> Program:
         name = "main"
         if "sym_name" in operation.attributes:
             name = ir.StringAttr(operation.attributes["sym_name"]).value
-    text = operation.get_asm(large_elements_limit=_TEXT_ELEMENTS_LIMIT)
-    return _build(module, name, text)[1].program
+    text = str(operation.get_asm(large_elements_limit=_TEXT_ELEMENTS_LIMIT))
+    return _build(module, name, text, tiling)[1].program
 
 
 def annotate(module: ir.Module | Program | str, placements: Mapping[str, str]) -> str:
@@ -165,12 +164,6 @@ def annotate(module: ir.Module | Program | str, placements: Mapping[str, str]) -
     return str(copy)
 
 
-def _function_name(f: Callable) -> str:
-    while isinstance(f, functools.partial):
-        f = f.func
-    return getattr(f, "__name__", type(f).__name__)
-
-
 def _parse(text: str) -> ir.Module:
     try:
         return ir.Module.parse(text, mlir.make_ir_context())
@@ -181,15 +174,19 @@ def _parse(text: str) -> ir.Module:
         ) from error
 
 
-def _build(module: ir.Module, name: str, text: str) -> tuple[Graph, ProgramBuilder]:
+def _build(
+    module: ir.Module, name: str, text: str, tiling: Tiling | None = None
+) -> tuple[Graph, ProgramBuilder]:
     with module.context:
-        graph = build_graph(module)
+        graph = build_graph(module, tiling)
         groups = fuse(graph)
         order = schedule(graph, groups)
         return graph, ProgramBuilder(graph, groups, order, name=name, text=text)
 
 
-def _names_by_operation(graph: Graph, builder: ProgramBuilder):
+def _names_by_operation(
+    graph: Graph, builder: ProgramBuilder
+) -> ItemsView[ir.Operation, dict[str, None]]:
     """`(operation of the module, names of its ops)`, each operation once."""
     operations: dict[ir.Operation, dict[str, None]] = {}
     for n, names in builder.ops_of.items():

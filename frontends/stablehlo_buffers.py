@@ -12,7 +12,9 @@ explicit copy, as a compiler would insert it:
 from __future__ import annotations
 
 import dataclasses
+import math
 
+from frontends import program_check
 from frontends.program import Access, BufferKind, Op, Program, Region
 from frontends.stablehlo_costs import Role
 from frontends.stablehlo_fusion import Group
@@ -20,8 +22,6 @@ from frontends.stablehlo_graph import Graph, Node, Source
 from frontends.stablehlo_lifetimes import Lifetimes, Use
 from frontends.stablehlo_ops import base_name, op_of
 from frontends.stablehlo_places import Names, Place, Places
-
-_SIZES_NOTE = "Sizes are logical bytes; a tiled layout may pad them."
 
 # `{place: bytes}`.
 _Touched = dict[Place, int]
@@ -56,6 +56,7 @@ class ProgramBuilder:
         self._places = Places(graph, self._lifetimes, self._names)
         self._ops: list[tuple[Op, _Touched, _Touched]] = []
         self._group_of_op: dict[int, Group] = {}
+        self._reuses: dict[int, list[tuple[Place, Place]]] = {}
         self._regions: list[Region] = [Region(name="", start=0, end=0)]
         self._loops: set[int] = set()
         self.ops_of: dict[int, list[str]] = {}
@@ -88,7 +89,7 @@ class ProgramBuilder:
             target = self._places.add(value, scope.region, name)
         else:
             target.aliases.append((name, ()))
-        size = self._graph.values[value].shape.size_bytes
+        size = self._graph.values[value].size_bytes
         op = Op(name=name, opcode=opcode, count=scope.count, region=scope.region)
         self._append(op, {} if source is None else {source: size}, {target: size})
         return target
@@ -147,6 +148,16 @@ class ProgramBuilder:
                 place.aliases.append((name, index))
             self._places.put(value, place)
             writes.setdefault(place, place.size_bytes)
+        self._reuses[len(self._ops)] = [
+            (self._places.of(before), self._places.of(after))
+            for before in group.reads
+            for after in stored
+            if self._places.of(before) is not None
+            and self._places.reads_ahead(group, before, after)
+        ]
+        extra_bytes = sum(self._graph.nodes[n].extra_bytes for n in group.nodes)
+        if extra_bytes:
+            _spread(extra_bytes, reads, writes)
         op = op_of(self._graph, group, name, region=scope.region, count=scope.count)
         self._append(op, reads, writes, group)
 
@@ -174,8 +185,13 @@ class ProgramBuilder:
                 target = self._places.target(result, at)
                 place = self._copy(place, target, value, scope)
             self._places.put(result, place)
-            reads[place] = min(place.size_bytes, reads.get(place, 0) + part.read_bytes)
-            writes[place] = min(place.size_bytes, part.write_bytes)
+            # The part is padded as the whole is.
+            v = self._graph.values[value]
+            padding = v.size_bytes / max(1, v.shape.size_bytes)
+            read = reads.get(place, 0) + math.ceil(part.read_bytes * padding)
+            write = math.ceil(part.write_bytes * padding)
+            reads[place] = min(place.size_bytes, read)
+            writes[place] = min(place.size_bytes, write)
             done.add(result)
         return done
 
@@ -332,18 +348,49 @@ class ProgramBuilder:
         places = sorted(every, key=lambda place: rank.get(place.kind, 2))
         ids = {place: i for i, place in enumerate(places)}
 
+        buffers = tuple(place.buffer(live[place]) for place in places)
+
         def accesses(touched: _Touched) -> tuple[Access, ...]:
             return tuple(Access(ids[place], n) for place, n in touched.items())
+
+        def reuses(
+            t: int, op: Op, reads: _Touched, writes: _Touched
+        ) -> tuple[tuple[int, int], ...]:
+            return tuple(
+                (ids[before], ids[after])
+                for before, after in dict.fromkeys(self._reuses.get(t, ()))
+                if before not in writes
+                and after not in reads
+                and not program_check.reuse_obstacle(
+                    self._regions[op.region],
+                    t,
+                    buffers[ids[before]],
+                    buffers[ids[after]],
+                )
+            )
 
         return Program(
             name=name,
             ops=tuple(
-                dataclasses.replace(op, reads=accesses(reads), writes=accesses(writes))
-                for op, reads, writes in self._ops
+                dataclasses.replace(
+                    op,
+                    reads=accesses(reads),
+                    writes=accesses(writes),
+                    reuses=reuses(t, op, reads, writes),
+                )
+                for t, (op, reads, writes) in enumerate(self._ops)
             ),
-            buffers=tuple(place.buffer(live[place]) for place in places),
+            buffers=buffers,
             regions=tuple(self._regions),
-            notes=(*self._graph.notes, _SIZES_NOTE),
+            notes=tuple(self._graph.notes),
             source="stablehlo",
             text=text,
         )
+
+
+def _spread(extra_bytes: int, reads: _Touched, writes: _Touched) -> None:
+    """Adds bytes to accesses, in proportion to those that they have."""
+    total = sum(reads.values()) + sum(writes.values())
+    for touched in (reads, writes):
+        for place, size in touched.items():
+            touched[place] = size + round(extra_bytes * size / max(1, total))

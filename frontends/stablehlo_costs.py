@@ -18,8 +18,11 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 
 from frontends.stablehlo_types import Shape
+from frontends.tiling import Tiling
 
 _Shapes = list[Shape]
+# FLOPs of a matrix product, and its sizes m, k, n: `[m, k] x [k, n]`, batched or not.
+_Product = tuple[float, tuple[int, int, int]]
 
 
 class Role(enum.Enum):
@@ -112,8 +115,16 @@ _WINDOW_BLOCK = 128
 _FLOPS_PER_RANDOM_NUMBER = 40.0
 
 
-def op_cost(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
-    """The cost of one operation with these operand and result shapes."""
+def op_cost(
+    op: ir.Operation,
+    operands: _Shapes,
+    results: _Shapes,
+    tiling: Tiling | None = None,
+) -> OpCost:
+    """The cost of one operation with these operand and result shapes.
+
+    With a tiling, matrix products are padded to the matrix unit.
+    """
     dialect, _, name = op.name.partition(".")
     out = results[0].elements if results else 0
     if name in _POINTWISE:
@@ -124,6 +135,15 @@ def op_cost(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
         return OpCost(role=Role.MOVEMENT)
     if name in ("slice", "dynamic_slice"):
         return OpCost(role=Role.MOVEMENT, shares=_first_share(operands, results))
+    if name in _PRODUCTS:
+        flops, (m, k, n) = _PRODUCTS[name](op, operands, results)
+        if tiling is not None:
+            flops *= tiling.product_padding(m, k, n)
+        return OpCost(
+            role=Role.CONTRACTION,
+            matmul_flops=flops,
+            matmul_dtype=_wider_dtype(operands[:2]),
+        )
     if name in _RULES:
         return _RULES[name](op, operands, results)
     if name in _COLLECTIVE:
@@ -177,27 +197,24 @@ def _macs_to_flops(macs: float, shapes: _Shapes) -> float:
     return macs * (8.0 if is_complex else 2.0)
 
 
-def _dot_general(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
+def _dot_general(op: ir.Operation, operands: _Shapes, results: _Shapes) -> _Product:
     numbers = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
-    lhs = operands[0].dims
-    contracted = math.prod(lhs[d] for d in numbers.lhs_contracting_dimensions)
-    return OpCost(
-        role=Role.CONTRACTION,
-        matmul_flops=_macs_to_flops(results[0].elements * contracted, operands),
-        matmul_dtype=_wider_dtype(operands),
-    )
+    lhs, rhs = operands[0].dims, operands[1].dims
+    k = math.prod(lhs[d] for d in numbers.lhs_contracting_dimensions)
+    batch = math.prod(lhs[d] for d in numbers.lhs_batching_dimensions)
+    flops = _macs_to_flops(results[0].elements * k, operands)
+    m = math.prod(lhs) // max(1, batch * k)
+    return flops, (m, k, math.prod(rhs) // max(1, batch * k))
 
 
-def _ragged_dot(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
-    contracted = operands[0].dims[-1] if operands[0].dims else 1
-    return OpCost(
-        role=Role.CONTRACTION,
-        matmul_flops=_macs_to_flops(results[0].elements * contracted, operands[:2]),
-        matmul_dtype=_wider_dtype(operands[:2]),
-    )
+def _ragged_dot(op: ir.Operation, operands: _Shapes, results: _Shapes) -> _Product:
+    k = operands[0].dims[-1] if operands[0].dims else 1
+    flops = _macs_to_flops(results[0].elements * k, operands[:2])
+    n = results[0].dims[-1] if results[0].dims else 1
+    return flops, (results[0].elements // max(1, n), k, n)
 
 
-def _convolution(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
+def _convolution(op: ir.Operation, operands: _Shapes, results: _Shapes) -> _Product:
     numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
     lhs, rhs, out = operands[0].dims, operands[1].dims, results[0].dims
     spatial = list(numbers.input_spatial_dimensions)
@@ -225,11 +242,10 @@ def _convolution(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCos
         macs *= int(np.count_nonzero(inside & (at % lhs_dilation[d] == 0)))
     # A batch group multiplies each output feature with its own part of the batch only,
     # and the output's batch dimension is already divided by it.
-    return OpCost(
-        role=Role.CONTRACTION,
-        matmul_flops=_macs_to_flops(macs, operands),
-        matmul_dtype=_wider_dtype(operands),
-    )
+    n = out[numbers.output_feature_dimension]
+    window = math.prod(rhs[d] for d in numbers.kernel_spatial_dimensions)
+    k = rhs[numbers.kernel_input_feature_dimension] * window
+    return _macs_to_flops(macs, operands), (results[0].elements // max(1, n), k, n)
 
 
 def _reduce(op: ir.Operation, operands: _Shapes, results: _Shapes) -> OpCost:
@@ -326,14 +342,16 @@ def _triangular_solve(op: ir.Operation, operands: _Shapes, results: _Shapes) -> 
     )
 
 
-_RULES = {
-    "cholesky": _cholesky,
+_PRODUCTS = {
     "convolution": _convolution,
     "dot_general": _dot_general,
+    "ragged_dot": _ragged_dot,
+}
+_RULES = {
+    "cholesky": _cholesky,
     "dynamic_update_slice": _dynamic_update_slice,
     "fft": _fft,
     "gather": _gather,
-    "ragged_dot": _ragged_dot,
     "reduce": _reduce,
     "reduce_window": _reduce_window,
     "rng": _random,

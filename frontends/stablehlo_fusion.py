@@ -12,9 +12,10 @@ The rule, in the order in which it is applied:
    a product, a convolution or a reduction.
 3. With several readers such a value is computed anew by each if that moves no more
    bytes than writing it once and reading it back, and if little arithmetic is
-   repeated (no random bits); else it is written to memory. What is larger than its
-   operands is computed anew, and so they are what is written. What comes from next to
-   nothing (constants, iota, a broadcast vector) is computed by whoever can, always.
+   repeated (no random bits); else it is written to memory. What is larger than what it
+   is made of is computed anew, and so that is what is written: bf16, and not the
+   float32 that it is converted to. What comes from next to nothing (constants, iota, a
+   broadcast vector) is computed by whoever can, always.
 4. Sweeps (stablehlo_sweeps.py). Ops that read the same large value element by element
    are one op with several results, if none must be done before another begins.
 
@@ -234,16 +235,21 @@ class Fusion:
             value = values[v]
             if value.source is Source.NODE:
                 producer = value.node
-                once = len(self.readers[v]) == 1 or producer in self._following
+                # What grows (a conversion to f32) is never written for its readers.
+                again = (
+                    len(self.readers[v]) == 1
+                    or producer in self._following
+                    or producer in self._growing
+                )
                 flops += self._repeated_flops.get(producer, 0.0)
                 if producer in self._tiny or (
-                    once
+                    again
                     and producer in self._repeated_flops
                     and len(self._sources[producer]) < _MAX_SOURCES
                 ):
                     for leaf, size in self._sources[producer].items():
                         sources[leaf] = max(size, sources.get(leaf, 0.0))
-                    if producer in self._tiny:
+                    if producer in self._tiny or producer in self._growing:
                         near += sum(self._sources[producer].values())
                     else:
                         near += self._size(producer)

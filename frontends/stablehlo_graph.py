@@ -37,17 +37,21 @@ class Source(enum.Enum):
 class Value:
     """One tensor value.
 
+    size_bytes: in memory, tiles padded where their size is known.
     node: the node that produces it (NODE, and CARRIED: the loop), or -1.
     region: where it is defined. name: of a parameter.
     number: the value of a scalar integer constant.
+    minor: the two dimensions that are minor in its layout, where an operation wants so.
     """
 
     shape: Shape
     source: Source
+    size_bytes: int
     node: int = -1
     region: int = 0
     name: str = ""
     number: int | None = None
+    minor: tuple[int, int] | None = None
 
     @property
     def is_register(self) -> bool:
@@ -74,6 +78,7 @@ class Node:
     operands, results: indices into `Graph.values`.
     mlir: the operations of the module that it stands for (equal ones are merged).
     path: `op_name` of the call sites through which it was inlined.
+    extra_bytes: that it moves beyond reading its operands and writing its results once.
     carries: of a LOOP. branches: of a BRANCH, the results of each branch.
     regions: the bodies of a LOOP or BRANCH.
     """
@@ -85,6 +90,7 @@ class Node:
     region: int
     mlir: list[ir.Operation]
     path: str = ""
+    extra_bytes: int = 0
     carries: list[Carry] = dataclasses.field(default_factory=list)
     branches: list[list[int]] = dataclasses.field(default_factory=list)
     regions: list[int] = dataclasses.field(default_factory=list)

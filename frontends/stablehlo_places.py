@@ -123,7 +123,8 @@ class Places:
     ) -> Place:
         """A new place as large as a value, which is not there yet."""
         shape = self._graph.values[value].shape
-        place = Place(name, index, shape.size_bytes, kind, region)
+        size_bytes = self._graph.values[value].size_bytes
+        place = Place(name, index, size_bytes, kind, region)
         if shape.elements <= 1:
             place.pinned_slow = _SCALAR if shape.elements else _EMPTY
         self.all.append(place)

@@ -242,6 +242,6 @@ def _measure_accesses(fusion: Fusion, group: Group) -> None:
     for v, share in reads.items():
         if values[v].source is Source.IMMEDIATE or values[v].is_register:
             continue
-        size = values[v].shape.size_bytes
+        size = values[v].size_bytes
         group.reads[v] = min(size, math.ceil(share * size))
     group.shares = dict(shares)

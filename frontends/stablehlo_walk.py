@@ -16,12 +16,16 @@ from frontends.stablehlo_graph import (
     location_name,
     needed,
 )
+from frontends.stablehlo_layouts import lay_out, transposed_products
 from frontends.stablehlo_trip_counts import trip_count
 from frontends.stablehlo_types import TOKEN, Shape, shape_of
+from frontends.tiling import Tiling
 
 # Executions assumed of a loop whose trip count the module does not say; XLA's own
 # assumption for such loops.
 ASSUMED_TRIPS = 5.0
+
+_SIZES_NOTE = "Sizes are logical bytes; a tiled layout may pad them."
 
 # Constants up to this size are part of the op that reads them.
 _FOLDED_CONSTANT_BYTES = 512
@@ -51,20 +55,24 @@ _SAME_VALUE = frozenset(
 )
 
 
-def build_graph(module: ir.Module) -> Graph:
+def build_graph(module: ir.Module, tiling: Tiling | None = None) -> Graph:
     """The flat graph of a module with a public function `main`.
 
+    Args:
+      module: as JAX lowers it.
+      tiling: how the accelerator pads; None, not at all.
     Raises:
       ValueError: the module has no `main`, or a tensor without a static shape.
     """
-    return _Builder(module).graph
+    return _Builder(module, tiling).graph
 
 
 class _Builder:
     """Walks the module once; `env` maps MLIR values to indices of graph values."""
 
-    def __init__(self, module: ir.Module) -> None:
+    def __init__(self, module: ir.Module, tiling: Tiling | None) -> None:
         self.graph = Graph()
+        self._tiling = tiling
         self._shapes: dict[ir.Type, Shape] = {}
         self._equal: dict[tuple, int] = {}
         self._alias: dict[int, int] = {}
@@ -105,7 +113,10 @@ class _Builder:
 
     def _new(self, shape: Shape, source: Source, **fields) -> int:
         """The index of a new value."""
-        self.graph.values.append(Value(shape, source, **fields))
+        size_bytes = shape.size_bytes
+        if self._tiling is not None:
+            size_bytes = self._tiling.size_bytes(shape.dims, shape.bits)
+        self.graph.values.append(Value(shape, source, size_bytes, **fields))
         return len(self.graph.values) - 1
 
     def _resolve(self, value: int) -> int:
@@ -222,7 +233,8 @@ class _Builder:
         else:
             # Not the values' shapes, which may have been reshaped since.
             types = (operand.type for operand in op.operands)
-            cost = op_cost(op, [self._shape(t) for t in types], shapes)
+            types = [self._shape(t) for t in types]
+            cost = op_cost(op, types, shapes, self._tiling)
         if not cost.known:
             what = op.name
             if what == "stablehlo.custom_call":
@@ -242,6 +254,8 @@ class _Builder:
         index = self._node(op, cost, operands, shapes, region, path)
         if key is not None:
             self._equal[key] = index
+        if self._tiling is not None:
+            lay_out(self.graph, self._tiling, index)
         return list(self.graph.nodes[index].results)
 
     def _key(self, op, operands, region) -> tuple:
@@ -356,6 +370,7 @@ class _Builder:
     def _finish(self, outputs: list[int]) -> None:
         """Puts final names on all values and drops what nobody needs."""
         graph, resolve = self.graph, self._resolve
+        self._alias.update(transposed_products(graph, outputs, resolve))
         graph.outputs = [resolve(v) for v in outputs]
         for node in graph.nodes:
             node.operands = [resolve(v) for v in node.operands]
@@ -363,6 +378,7 @@ class _Builder:
             for carry in node.carries:
                 carry.init, carry.next = resolve(carry.init), resolve(carry.next)
         live, kept = needed(graph)
+        graph.note(_SIZES_NOTE if self._tiling is None else self._tiling.note)
         for index, node in enumerate(graph.nodes):
             if node.cost.role is Role.LOOP:
                 node.carries = [c for c in node.carries if c.argument in live]

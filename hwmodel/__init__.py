@@ -1,13 +1,19 @@
 """What a machine costs: numbers in, seconds out.
 
-accelerator   Accelerator, Memory, Dma, load_accelerator: the machine's numbers
+accelerator   Accelerator, Memory, Dma, Efficiency: the machine's numbers
 presets       get, PRESETS: named machines, a source beside each number
 latency       roofline, from_estimates -> OpLatency: how long each op takes
 simulator     simulate -> Timeline: ops against asynchronous copies, the reference
 queue         the same stalls in closed form, for JAX arrays and fast host loops
 """
 
-from hwmodel.accelerator import Accelerator, Dma, Memory, load_accelerator
+from hwmodel.accelerator import (
+    Accelerator,
+    Dma,
+    Efficiency,
+    Memory,
+    load_accelerator,
+)
 from hwmodel.latency import (
     LatencyKind,
     OpLatency,
@@ -25,6 +31,7 @@ __all__ = [
     "Accelerator",
     "Copy",
     "Dma",
+    "Efficiency",
     "LatencyKind",
     "Memory",
     "OpLatency",

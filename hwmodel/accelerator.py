@@ -17,13 +17,14 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
-import numbers
-import operator
 import os
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from hwmodel import field_checks
+
+_Record = TypeVar("_Record")
 
 # For a dtype whose peak is not listed, the next one to ask for. f16 runs at bf16's
 # rate wherever both exist. f64 -> f32 and the wide integers -> f32 are optimistic, but
@@ -69,10 +70,10 @@ class Memory:
     reserved_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _set_whole(self, "capacity_bytes", minimum=1)
-        _set_rate(self, "bandwidth_bytes_per_s")
-        _set_whole(self, "alignment_bytes", minimum=1)
-        _set_whole(self, "reserved_bytes", minimum=0)
+        field_checks.set_whole(self, "capacity_bytes", minimum=1)
+        field_checks.set_rate(self, "bandwidth_bytes_per_s")
+        field_checks.set_whole(self, "alignment_bytes", minimum=1)
+        field_checks.set_whole(self, "reserved_bytes", minimum=0)
         if self.alignment_bytes & (self.alignment_bytes - 1):
             raise ValueError(
                 f"alignment_bytes is {self.alignment_bytes}; it must be a power of two."
@@ -111,11 +112,42 @@ class Dma:
     full_duplex: bool = False
 
     def __post_init__(self) -> None:
-        _set_share(self, "bandwidth_share")
-        _set_rate(self, "latency_s", zero=True)
+        field_checks.set_share(self, "bandwidth_share")
+        field_checks.set_rate(self, "latency_s", zero=True)
         if self.max_in_flight is not None:
-            _set_whole(self, "max_in_flight", minimum=1)
-        _check_bool(self, "full_duplex")
+            field_checks.set_whole(self, "max_in_flight", minimum=1)
+        field_checks.check_bool(self, "full_duplex")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What ops sustain of the peak rates, each a share in (0, 1].
+
+    For `latency.roofline` only: a compiler's own estimates know better. The defaults
+    are the plain roofline, in which everything runs at its peak at once.
+
+    matmul, vector, transcendental: of the rates of those units.
+    fast: of the fast memory's bandwidth.
+    slow: of the slow memory's bandwidth; None, the accelerator's `slow_read_share`.
+    overlap: whether an op computes while it moves data. If not, vector work and the
+      traffic of both memories take turns; beside the matrix unit only vector work and
+      traffic in fast memory go on.
+    Raises: ValueError naming the field.
+    """
+
+    matmul: float = 1.0
+    vector: float = 1.0
+    transcendental: float = 1.0
+    fast: float = 1.0
+    slow: float | None = None
+    overlap: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("matmul", "vector", "transcendental", "fast"):
+            field_checks.set_share(self, name)
+        if self.slow is not None:
+            field_checks.set_share(self, "slow")
+        field_checks.check_bool(self, "overlap")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +167,10 @@ class Accelerator:
       they cannot, an access that is left in slow memory is a transfer the op waits for.
     slow_read_share: of the slow memory's bandwidth, what an op reaches by its own
       accesses, in (0, 1].
+    efficiency: what ops sustain of all these rates.
+    tile_rows, tile_lanes: of the tiles that arrays are padded to in memory; 1, they are
+      not padded.
+    matrix_size: rows and columns of the matrix unit, to which products are padded.
     Raises: ValueError naming the field.
     """
 
@@ -148,11 +184,15 @@ class Accelerator:
     clock_hz: float | None = None
     direct_slow_access: bool = True
     slow_read_share: float = 0.9
+    efficiency: Efficiency = dataclasses.field(default_factory=Efficiency)
+    tile_rows: int = 1
+    tile_lanes: int = 1
+    matrix_size: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name is {self.name!r}; it must be a non-empty string.")
-        for field, kind in (("fast", Memory), ("slow", Memory), ("dma", Dma)):
+        for field, kind in _PARTS.items():
             if not isinstance(getattr(self, field), kind):
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}; it must be a "
@@ -171,14 +211,16 @@ class Accelerator:
                 raise ValueError(
                     f"{field}: an element type must be a name like 'bf16'."
                 )
-            checked[dtype] = _rate(field, rate)
+            checked[dtype] = field_checks.rate(field, rate)
         object.__setattr__(self, "peak_flops_per_s", checked)
-        _set_rate(self, "vector_flops_per_s")
-        _set_rate(self, "transcendentals_per_s")
+        field_checks.set_rate(self, "vector_flops_per_s")
+        field_checks.set_rate(self, "transcendentals_per_s")
         if self.clock_hz is not None:
-            _set_rate(self, "clock_hz")
-        _check_bool(self, "direct_slow_access")
-        _set_share(self, "slow_read_share")
+            field_checks.set_rate(self, "clock_hz")
+        field_checks.check_bool(self, "direct_slow_access")
+        field_checks.set_share(self, "slow_read_share")
+        for name in ("tile_rows", "tile_lanes", "matrix_size"):
+            field_checks.set_whole(self, name, minimum=1)
 
     @property
     def dma_bytes_per_s(self) -> float:
@@ -212,7 +254,8 @@ class Accelerator:
     def replace(self, **changes: Any) -> Accelerator:
         """A copy with some fields changed.
 
-        Besides the fields themselves, `fast_`, `slow_` and `dma_` reach into the parts:
+        Besides the fields themselves, `fast_`, `slow_`, `dma_` and `efficiency_` reach
+        into the parts:
         `replace(fast_capacity_bytes=2**25, slow_bandwidth_bytes_per_s=1e12)`.
 
         Raises: ValueError for a name that is no field, with the nearest one that is.
@@ -220,7 +263,7 @@ class Accelerator:
         top = [f.name for f in dataclasses.fields(self)]
         nested = {
             f"{part}_{f.name}": (part, f.name)
-            for part in ("fast", "slow", "dma")
+            for part in _PARTS
             for f in dataclasses.fields(getattr(self, part))
         }
         direct = {}
@@ -256,16 +299,19 @@ class Accelerator:
           ValueError: a field is unknown, missing or has a value out of its range.
         """
         fields = dict(_check_fields(cls, fields, where))
-        for part, kind in (("fast", Memory), ("slow", Memory), ("dma", Dma)):
+        for part, kind in _PARTS.items():
             if part in fields:
                 fields[part] = _build(kind, fields[part], f"{where}: {part}")
-        return _build(cls, fields, where)
+        return _build(Accelerator, fields, where)
 
     @property
     def cache_key(self) -> str:
         """Sixteen hex digits that change with any field, the same in every process."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_PARTS = {"fast": Memory, "slow": Memory, "dma": Dma, "efficiency": Efficiency}
 
 
 def load_accelerator(path: str | os.PathLike[str]) -> Accelerator:
@@ -292,7 +338,7 @@ def load_accelerator(path: str | os.PathLike[str]) -> Accelerator:
     return Accelerator.from_dict(fields, where=path)
 
 
-def _build(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+def _build(kind: type[_Record], fields: Mapping[str, Any], where: str) -> _Record:
     fields = _check_fields(kind, fields, where)
     try:
         return kind(**fields)
@@ -330,46 +376,3 @@ def _unknown(where: str, name: Any, known: list[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
     return f"{where}: unknown field {name!r}. {hint}"
-
-
-def _rate(name: str, value: Any, *, zero: bool = False) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    try:
-        finite = number and math.isfinite(value)
-    except OverflowError:  # an int that no float holds
-        finite = False
-    if not finite or value < 0 or (value == 0 and not zero):
-        need = "a finite number, " + ("at least 0" if zero else "above 0")
-        raise ValueError(f"{name} is {value!r}; it must be {need}.")
-    return float(value)
-
-
-def _set_rate(record: Any, name: str, *, zero: bool = False) -> None:
-    value = _rate(name, getattr(record, name), zero=zero)
-    object.__setattr__(record, name, value)
-
-
-def _set_share(record: Any, name: str) -> None:
-    _set_rate(record, name)
-    if getattr(record, name) > 1:
-        raise ValueError(
-            f"{name} is {getattr(record, name)!r}; a share of bandwidth is at most 1."
-        )
-
-
-def _set_whole(record: Any, name: str, *, minimum: int) -> None:
-    value = getattr(record, name)
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or isinstance(value, bool) or whole < minimum:
-        raise ValueError(
-            f"{name} is {value!r}; it must be a whole number, at least {minimum}."
-        )
-    object.__setattr__(record, name, whole)
-
-
-def _check_bool(record: Any, name: str) -> None:
-    if not isinstance(getattr(record, name), bool):
-        raise ValueError(f"{name} is {getattr(record, name)!r}; it must be a bool.")

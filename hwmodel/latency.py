@@ -8,9 +8,9 @@
        base |. . . . . '
             +--------------------------- slow_bytes
 
-Two ways to the three numbers: `roofline`, from FLOPs and bytes alone, and
-`from_estimates`, from a compiler's cycle estimates of the same op under different
-memory placements.
+Two ways to the three numbers: `roofline`, from FLOPs, bytes and the shares of the peak
+rates that ops sustain, and `from_estimates`, from a compiler's cycle estimates of the
+same op under different memory placements.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hwmodel.accelerator import Accelerator
+from hwmodel.accelerator import Accelerator, Efficiency
 
 # The rules of `from_estimates`. The byte thresholds say how much data must change place
 # before the difference between two estimates is more than rounding and fixed overheads.
@@ -120,10 +120,10 @@ def roofline(
     total_bytes: npt.ArrayLike,
     counts: npt.ArrayLike,
 ) -> OpLatency:
-    """Latency from peak rates: compute, fast memory and slow memory.
+    """Latency from sustained rates: compute, fast memory and slow memory.
 
     Args:
-      accelerator: the peak rates.
+      accelerator: the peak rates, and the efficiency with which they are used.
       matmul_flops: `[T]` floating-point operations of matrix products, one execution.
       matmul_dtypes: `[T]` their element types, "" where there are none.
       vector_flops: `[T]` element-wise and reduction operations, one execution.
@@ -132,7 +132,8 @@ def roofline(
       counts: `[T]` executions per program call.
     Returns:
       floor: the slowest of the three compute units, all three running side by side.
-      base: all bytes at the fast memory's bandwidth.
+      base: all bytes at the fast memory's bandwidth; without `efficiency.overlap` the
+        vector work too, and at least the matrix unit's time.
       slope: one byte at the rate at which ops reach slow memory by themselves.
     Raises:
       ValueError: the lengths differ, or a number is negative, infinite or NaN.
@@ -143,19 +144,24 @@ def roofline(
     special = _column("transcendentals", transcendentals, like=matmul)
     total = _column("total_bytes", total_bytes, like=matmul)
     count = _column("counts", counts, like=matmul)
-    compute = np.maximum(
-        _matmul_s(accelerator, matmul, matmul_dtypes),
-        np.maximum(
-            vector / accelerator.vector_flops_per_s,
-            special / accelerator.transcendentals_per_s,
-        ),
+    share = accelerator.efficiency
+    matmul_s = _matmul_s(accelerator, matmul, matmul_dtypes) / share.matmul
+    vector_s = np.maximum(
+        vector / (accelerator.vector_flops_per_s * share.vector),
+        special / (accelerator.transcendentals_per_s * share.transcendental),
     )
-    base = total / accelerator.fast.bandwidth_bytes_per_s
+    compute = np.maximum(matmul_s, vector_s)
+    base = total / (accelerator.fast.bandwidth_bytes_per_s * share.fast)
+    if not share.overlap:
+        base = np.maximum(matmul_s, vector_s + base)
+    slow_rate = accelerator.direct_bytes_per_s
+    if share.slow is not None:
+        slow_rate = accelerator.slow.bandwidth_bytes_per_s * share.slow
     free = (compute == 0) & (total == 0)
     return OpLatency(
         floor_s=compute * count,
         base_s=base * count,
-        slope_s_per_byte=np.where(free, 0.0, 1 / accelerator.direct_bytes_per_s),
+        slope_s_per_byte=np.where(free, 0.0, 1 / slow_rate),
         kind=np.where(free, LatencyKind.FREE, LatencyKind.ROOFLINE).astype(np.uint8),
     )
 
@@ -198,8 +204,9 @@ def from_estimates(
       ValueError: the lengths differ, a number is out of range, or the accelerator has
         no clock to turn cycles into seconds.
     """
+    # Ops without an estimate stand beside the estimates of others: at peak rates.
     fallback = roofline(
-        accelerator,
+        accelerator.replace(efficiency=Efficiency()),
         matmul_flops=matmul_flops,
         matmul_dtypes=matmul_dtypes,
         vector_flops=vector_flops,
@@ -226,7 +233,15 @@ def from_estimates(
             )
     estimated = ~(np.isnan(on) & np.isnan(slow))
     if not estimated.any():
-        return fallback
+        return roofline(
+            accelerator,
+            matmul_flops=matmul_flops,
+            matmul_dtypes=matmul_dtypes,
+            vector_flops=vector_flops,
+            transcendentals=transcendentals,
+            total_bytes=total_bytes,
+            counts=counts,
+        )
     if accelerator.clock_hz is None:
         raise ValueError(
             f"accelerator {accelerator.name!r} has no clock_hz, which turns the "

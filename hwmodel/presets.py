@@ -23,7 +23,13 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 
-from hwmodel.accelerator import Accelerator, Dma, Memory, load_accelerator
+from hwmodel.accelerator import (
+    Accelerator,
+    Dma,
+    Efficiency,
+    Memory,
+    load_accelerator,
+)
 
 MIB = 2**20
 GIB = 2**30
@@ -43,6 +49,20 @@ _FAST_BYTES_PER_CYCLE = 1000
 # of ALUs in each is assumed, 2 up to v4 and 4 from v5 on; one transcendental each per
 # cycle is assumed.
 _VECTOR_LANES = 8 * 128
+# xla: layouts have tiles of 8 x 128, T(8,128), for every element type.
+_TILE_ROWS, _TILE_LANES = 8, 128
+# What a roofline of StableHLO needs to come out where the compiler's own estimates do,
+# on v5e: fitted by examples/calibrate_stablehlo.py on ten programs, and checked on the
+# others. `slow` is the copies' share; that compute hides no slow memory traffic is
+# xla: estimates with everything in slow memory exceed those without by all of it.
+_EFFICIENCY = Efficiency(
+    matmul=0.95,
+    vector=1.0,
+    transcendental=0.19,
+    fast=0.73,
+    slow=_DMA_BANDWIDTH_SHARE,
+    overlap=False,
+)
 
 
 def get(accelerator: str | os.PathLike[str] | Accelerator) -> Accelerator:
@@ -159,6 +179,7 @@ def tpu_v6e() -> Accelerator:
         slow_bandwidth_bytes_per_s=1638e9,  # cloud; 1640e9 in jax
         bf16_flops_per_s=918e12,  # cloud; 920e12 in jax
         int8_flops_per_s=1836e12,  # cloud; 1840e12 in jax
+        matrix_size=256,  # cloud
     )
 
 
@@ -177,6 +198,7 @@ def tpu7x() -> Accelerator:
         bf16_flops_per_s=2307e12 / 2,  # cloud
         int8_flops_per_s=2307e12 / 2,  # assumed: no int8 units (jax), so bf16's rate
         f8_flops_per_s=4614e12 / 2,  # cloud
+        matrix_size=256,  # assumed, v6e's
     )
 
 
@@ -229,6 +251,7 @@ def _tpu(
     bf16_flops_per_s: float,
     int8_flops_per_s: float,
     f8_flops_per_s: float | None = None,
+    matrix_size: int = 128,  # jax: the MXU of every generation up to v5
 ) -> Accelerator:
     peaks = {
         "bf16": bf16_flops_per_s,
@@ -257,6 +280,10 @@ def _tpu(
         transcendentals_per_s=_VECTOR_LANES * cores * clock_hz,
         clock_hz=clock_hz,
         slow_read_share=_SLOW_READ_SHARE,
+        efficiency=_EFFICIENCY,
+        tile_rows=_TILE_ROWS,
+        tile_lanes=_TILE_LANES,
+        matrix_size=matrix_size,
     )
 
 

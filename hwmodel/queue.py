@@ -73,13 +73,16 @@ def stalls_s(spare_s: jax.Array, arrived_s: jax.Array, due_s: jax.Array) -> jax.
     arrived_s, due_s = jnp.atleast_2d(arrived_s), jnp.atleast_2d(due_s)
     spare_s = jnp.append(spare_s, jnp.zeros((), spare_s.dtype))
 
-    def boundary(served_s, at):
+    def boundary(
+        served_s: jax.Array, at: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         spare_s, arrived_s, due_s = at
         stall_s = jnp.max(jnp.maximum(due_s - served_s, 0))
         return jnp.minimum(arrived_s, served_s + stall_s + spare_s), stall_s
 
     nothing = jnp.zeros_like(due_s[:, 0])
-    _, stall_s = jax.lax.scan(boundary, nothing, (spare_s, arrived_s.T, due_s.T))
+    inputs = (spare_s, arrived_s.T, due_s.T)
+    stall_s: jax.Array = jax.lax.scan(boundary, nothing, inputs)[1]
     return stall_s
 
 
@@ -96,7 +99,9 @@ def total_stall_s(
       Seconds.
     """
     num_boundaries = len(spare_s) + 1
-    arrived, due = [], []  # [queue][boundary]; due only where a copy is
+    # [queue][boundary]; due only where a copy is
+    arrived: list[Iterable[float]] = []
+    due: list[list[float]] = []
     for copies in queues:
         rise, must, total = [0.0] * num_boundaries, [0.0] * num_boundaries, 0.0
         for start, done, seconds in sorted(copies):
@@ -108,13 +113,13 @@ def total_stall_s(
     total_stall = 0.0
     if len(queues) == 1:  # the common case, four times as fast as the general one
         served = 0.0
-        for spare_t, arrived_t, due_t in zip(spare, arrived[0], due[0], strict=True):
-            if due_t > served:
-                total_stall += due_t - served
-                served = due_t
+        for spare_t, most, least in zip(spare, arrived[0], due[0], strict=True):
+            if least > served:
+                total_stall += least - served
+                served = least
             served += spare_t
-            if served > arrived_t:
-                served = arrived_t
+            if served > most:
+                served = most
         return total_stall
     each_served = [0.0] * len(queues)
     for spare_t, *at in zip(spare, *arrived, *due, strict=True):

@@ -40,7 +40,7 @@ class Copy(NamedTuple):
     done: int
     size_bytes: int
     is_prefetch: bool
-    count: float = 1.0
+    count: float = 1.0  # type: ignore[assignment]  # hides tuple.count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

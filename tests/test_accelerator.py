@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from hwmodel import presets
-from hwmodel.accelerator import Accelerator, Dma, Memory, load_accelerator
+from hwmodel.accelerator import (
+    Accelerator,
+    Dma,
+    Efficiency,
+    Memory,
+    load_accelerator,
+)
 
 MIB = 2**20
 NOT_RATES = [0, -1.0, math.nan, math.inf, "fast", None, True, 1j]
@@ -95,6 +101,20 @@ def test_dma_refuses(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"matmul": 1.1}, "matmul is 1.1; .* at most 1"),
+        ({"fast": 0.0}, "fast is 0.0"),
+        ({"slow": 2.0}, "slow is 2.0; .* at most 1"),
+        ({"overlap": 0}, "overlap is 0; it must be a bool"),
+    ],
+)
+def test_efficiency_refuses(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Efficiency(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
         ({"name": ""}, "name is ''"),
         ({"fast": {"capacity_bytes": 1}}, r"fast is .* must be a Memory\(...\)"),
         ({"dma": None}, r"dma is None; it must be a Dma\(...\)"),
@@ -105,6 +125,9 @@ def test_dma_refuses(fields, message):
         ({"clock_hz": 0.0}, "clock_hz is 0.0"),
         ({"direct_slow_access": "no"}, "direct_slow_access is 'no'"),
         ({"slow_read_share": 1.01}, "slow_read_share is 1.01"),
+        ({"efficiency": 0.9}, r"efficiency is 0.9; it must be a Efficiency\(...\)"),
+        ({"tile_rows": 0}, "tile_rows is 0"),
+        ({"matrix_size": 1.5}, "matrix_size is 1.5"),
     ],
 )
 def test_accelerator_refuses(fields, message):
@@ -158,6 +181,7 @@ def test_replace_reaches_into_the_parts():
         slow_bandwidth_bytes_per_s=7.0,
         dma_full_duplex=True,
         slow_read_share=0.5,
+        efficiency_matmul=0.25,
     )
     assert new.fast == dataclasses.replace(
         old.fast, capacity_bytes=2048, reserved_bytes=1024
@@ -165,6 +189,7 @@ def test_replace_reaches_into_the_parts():
     assert new.slow == dataclasses.replace(old.slow, bandwidth_bytes_per_s=7.0)
     assert new.dma.full_duplex
     assert new.slow_read_share == 0.5
+    assert new.efficiency == Efficiency(matmul=0.25)
     assert old == toy()
 
 
@@ -229,6 +254,16 @@ accelerators = st.builds(
     clock_hz=st.none() | rates,
     direct_slow_access=st.booleans(),
     slow_read_share=st.floats(1e-3, 1.0),
+    efficiency=st.builds(
+        Efficiency,
+        matmul=st.floats(1e-3, 1.0),
+        fast=st.floats(1e-3, 1.0),
+        slow=st.none() | st.floats(1e-3, 1.0),
+        overlap=st.booleans(),
+    ),
+    tile_rows=st.integers(1, 64),
+    tile_lanes=st.integers(1, 1024),
+    matrix_size=st.integers(1, 1024),
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hwmodel import latency, presets
-from hwmodel.accelerator import Accelerator, Dma, Memory
+from hwmodel.accelerator import Accelerator, Dma, Efficiency, Memory
 from hwmodel.latency import LatencyKind, OpLatency
 
 # Round numbers: the clock is 1 Hz, so that cycles are seconds; fast memory moves 1000
@@ -375,3 +375,64 @@ def test_any_estimates_give_a_sensible_model(seed):
         at_most
     )
     assert fine.all()
+
+
+# An efficiency ----------------------------------------------------------------------
+
+SUSTAINED = TOY.replace(
+    efficiency=Efficiency(
+        matmul=0.5, vector=0.25, transcendental=0.2, fast=0.1, slow=0.8, overlap=False
+    )
+)
+
+
+def test_a_sustained_roofline_of_hand_worked_ops():
+    model = roofline(
+        SUSTAINED,
+        matmul_flops=[300.0, 300, 0, 0],
+        matmul_dtypes=["bf16", "bf16", "", ""],
+        vector_flops=[10.0, 0, 10, 0],
+        transcendentals=[0.0, 0, 1, 0],
+        total_bytes=[100.0, 1000, 100, 0],
+    )
+    # Matrix unit 6 s; vector unit 4 s, transcendentals 5 s; fast memory 1 s per 100 B.
+    np.testing.assert_allclose(model.floor_s, [6, 6, 5, 0])
+    np.testing.assert_allclose(model.base_s, [6, 10, 6, 0])
+    np.testing.assert_allclose(model.slope_s_per_byte, [1 / 800] * 3 + [0])
+    assert LatencyKind(model.kind[3]) is LatencyKind.FREE
+
+
+def test_the_default_efficiency_is_the_plain_roofline():
+    plain = Efficiency()
+    assert TOY.efficiency == plain
+    model = roofline(matmul_flops=[300.0], total_bytes=[1000.0])
+    assert (model.floor_s[0], model.base_s[0]) == (3.0, 1.0)
+    assert model.slope_s_per_byte[0] == 1 / 400
+
+
+def test_estimates_know_better_than_an_efficiency():
+    for columns in (
+        {"total": 10_000, "on": 20.0, "hbm": 0.0, "slow": 40.0},
+        {"total": 100_000, "slow": 400.0, "flops": 3000.0},
+    ):
+        assert fit(**columns) == fit(**columns, accelerator=SUSTAINED)
+
+
+def test_ops_without_an_estimate_among_others_run_at_peak_rates():
+    columns = {
+        "matmul_flops": [0.0, 300],
+        "matmul_dtypes": ["", "bf16"],
+        "vector_flops": [0.0, 0],
+        "transcendentals": [0.0, 0],
+        "total_bytes": [10_000.0, 1000],
+        "counts": [1.0, 1],
+        "on_slow_bytes": [0.0, math.nan],
+        "slow_cycles": [40.0, math.nan],
+    }
+    for on_cycles, same in (([20.0, math.nan], True), ([math.nan] * 2, False)):
+        columns["on_cycles"] = on_cycles
+        if not same:  # no estimate at all: the roofline, as sustained
+            columns["slow_cycles"] = [math.nan] * 2
+        plain = latency.from_estimates(TOY, **columns)
+        sustained = latency.from_estimates(SUSTAINED, **columns)
+        assert bool(plain.base_s[1] == sustained.base_s[1]) is same

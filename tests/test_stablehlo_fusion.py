@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from stablehlo_helpers import BF16, F32, arg, buffer, opcodes, touched
 
 from frontends import stablehlo
@@ -221,3 +222,38 @@ def test_slices_read_their_part():
     assert op.transcendentals == 64 * 32
     program = stablehlo.from_jax(lambda x: x[:16] + 1, arg(64, 32))
     assert touched(program, program.ops[0])[0] == {"x": 16 * 32 * F32}
+
+
+def test_a_product_that_is_only_read_transposed_is_one():
+    def f(x, dy, w, m, v):
+        grad = (dy.T @ x).T
+        m, v = 0.9 * m + grad, 0.9 * v + grad * grad
+        return w - m * lax.rsqrt(v), m, v
+
+    program = stablehlo.from_jax(f, arg(32, 64), arg(32, 128), *[arg(64, 128)] * 3)
+    assert opcodes(program) == ["dot_general"]
+
+
+def test_a_product_that_is_also_read_as_it_is_is_transposed():
+    def f(x, y):
+        product = x @ y
+        return product, product.T
+
+    program = stablehlo.from_jax(f, arg(64, 64), arg(64, 64))
+    assert opcodes(program) == ["dot_general", "transpose"]
+
+
+def test_what_a_conversion_makes_larger_is_computed_anew():
+    # Both products compute z of two bf16 arrays themselves, though on the way there are
+    # two float32 arrays that several ops read.
+    def f(x, w, v):
+        def centred(y):
+            wide = y.astype(jnp.float32)
+            return wide - wide.mean(-1, keepdims=True)
+
+        z = (centred(x @ w) * centred(x @ v)).astype(jnp.bfloat16)
+        return z @ v, z.T @ v
+
+    program = stablehlo.from_jax(f, *[arg(256, 256, dtype=jnp.bfloat16)] * 3)
+    sizes = [b.size_bytes for b in program.buffers if b.kind is BufferKind.TEMPORARY]
+    assert [size for size in sizes if size >= 256 * 256] == [BF16 * 256 * 256] * 2
