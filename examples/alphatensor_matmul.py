@@ -7,14 +7,19 @@ compared.
 
     python examples/alphatensor_matmul.py
     python examples/alphatensor_matmul.py --factorization=factorizations_r.npz:4,4,4
+    python examples/alphatensor_matmul.py --lowering=tpu --size=4096 --size=16384
 
-The second reads a file of github.com/google-deepmind/alphatensor.
+The second reads a file of github.com/google-deepmind/alphatensor. The third compiles
+with the real TPU compiler, for TPU v4 and v5e, and shows its own mapping too; it needs
+libtpu, pip install "jax_malloc[tpu]", and no TPU.
 """
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +30,9 @@ import block_matmul
 import factorization_files
 import jax_malloc
 from accelerator_flag import AcceleratorParser, NameSerializer
-from frontends import stablehlo
+from frontends import stablehlo, tpu
+from frontends.program import Program
+from hwmodel import presets
 from hwmodel.accelerator import Accelerator
 from jax_malloc import report
 from jax_malloc.solvers import SOLVERS
@@ -40,19 +47,27 @@ _FACTORIZATION = flags.DEFINE_string(
 _LEVELS = flags.DEFINE_integer(
     "levels", 1, "Times the algorithm is applied to its own products.", 1, 2
 )
-_SIZE = flags.DEFINE_integer("size", 8192, "Rows and columns of the matrices.", 1)
+_SIZES = flags.DEFINE_multi_integer(
+    "size", [8192], "Rows and columns of the matrices; one table for each.", 1
+)
 _M = flags.DEFINE_integer("m", None, "Rows of A, if not --size.", 1)
 _K = flags.DEFINE_integer("k", None, "Columns of A and rows of B, if not --size.", 1)
 _N = flags.DEFINE_integer("n", None, "Columns of B, if not --size.", 1)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the matrices."
 )
-_ACCELERATOR = flags.DEFINE(
+_LOWERING = flags.DEFINE_enum(
+    "lowering",
+    "stablehlo",
+    ["stablehlo", "tpu"],
+    "What the programs are read from: portable, or made by the real TPU compiler.",
+)
+_ACCELERATORS = flags.DEFINE_multi(
     AcceleratorParser(),
+    NameSerializer(),
     "accelerator",
-    "tpu_v4i",
-    "Machine to plan for.",
-    serializer=NameSerializer(),
+    None,
+    "Machines to plan for; by default tpu_v4i, or what --lowering=tpu compiles for.",
 )
 _SOLVER = flags.DEFINE_enum("solver", "hybrid", list(SOLVERS), "Makes the plans.")
 _TIME_LIMIT_S = flags.DEFINE_float(
@@ -88,18 +103,20 @@ def table(plans: dict[str, jax_malloc.Plan]) -> str:
     Args:
       plans: two, by name of the algorithm, the plain one first.
     """
+    compared = {"all_slow": "all in HBM", "xla": "XLA's own", "greedy": "greedy"}
+    plain = next(iter(plans.values()))
+    baselines = [name for name in compared if name in plain.baselines]
+    headings = (compared[name] for name in baselines)
     rows = report.text_table(
-        "predicted latency", "all in HBM", "greedy", "planned", "planned over HBM"
+        "predicted latency", *headings, "planned", "planned over HBM"
     )
     latencies_s = []
     for name, plan in plans.items():
-        hbm_s, greedy_s = plan.baselines["all_slow"], plan.baselines["greedy"]
-        latencies_s.append((hbm_s, greedy_s, plan.latency_s))
+        latencies_s.append([*(plan.baselines[b] for b in baselines), plan.latency_s])
         shown = map(report.format_s, latencies_s[-1])
         rows.add_row(name, *shown, format_speedup(plan.speedup))
     rows.add_section()
-    plain, fast = latencies_s
-    ratios = (format_speedup(a / b) for a, b in zip(plain, fast, strict=True))
+    ratios = (format_speedup(a / b) for a, b in zip(*latencies_s, strict=True))
     rows.add_row("fast over plain", *ratios, "")
     return report.plain_text(rows)
 
@@ -110,6 +127,7 @@ def plan_products(
     dtype: str,
     accelerator: Accelerator,
     *,
+    lowering: str,
     levels: int,
     solver: str,
     seed: int,
@@ -120,6 +138,7 @@ def plan_products(
     Args:
       shape: (m, k, n); A is m x k and B is k x n.
       dtype: of both.
+      lowering: "stablehlo" or "tpu".
       levels: recursion depth of the fast algorithm.
     """
     m, k, n = shape
@@ -128,7 +147,7 @@ def plan_products(
     name = str(factorization) if levels == 1 else f"{factorization}, {levels} levels"
     return {
         name: jax_malloc.solve(
-            stablehlo.from_jax(function, a, b),
+            _program(lowering, accelerator, function, a, b),
             accelerator,
             solver=solver,
             seed=seed,
@@ -136,6 +155,13 @@ def plan_products(
         )
         for name, function in (("jnp.matmul", jnp.matmul), (name, fast))
     }
+
+
+def _program(lowering: str, accelerator: Accelerator, *call: Any) -> Program:
+    """The program of a function and its arguments."""
+    if lowering == "tpu":
+        return tpu.compile(*call, topology=accelerator.name)
+    return stablehlo.from_jax(*call)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -154,19 +180,26 @@ def main(argv: Sequence[str]) -> None:
     error = check_numerics(fast, (120, 136, 104), _SEED.value)
     print(f"float32 against jnp.matmul: max relative error {error:.1e}")
 
-    m, k, n = (flag.value or _SIZE.value for flag in (_M, _K, _N))
-    plans = plan_products(
-        factorization,
-        (m, k, n),
-        _DTYPE.value,
-        _ACCELERATOR.value,
-        levels=_LEVELS.value,
-        solver=_SOLVER.value,
-        seed=_SEED.value,
-        time_limit_s=_TIME_LIMIT_S.value,
-    )
-    title = f"{_DTYPE.value} {m} x {k} by {k} x {n} on {_ACCELERATOR.value.name}"
-    print(f"{title}\n\n{table(plans)}")
+    names = ("tpu_v4", "tpu_v5e") if _LOWERING.value == "tpu" else ("tpu_v4i",)
+    accelerators = _ACCELERATORS.value or [presets.get(name) for name in names]
+    for accelerator, size in itertools.product(accelerators, _SIZES.value):
+        m, k, n = (flag.value or size for flag in (_M, _K, _N))
+        try:
+            plans = plan_products(
+                factorization,
+                (m, k, n),
+                _DTYPE.value,
+                accelerator,
+                lowering=_LOWERING.value,
+                levels=_LEVELS.value,
+                solver=_SOLVER.value,
+                seed=_SEED.value,
+                time_limit_s=_TIME_LIMIT_S.value,
+            )
+        except (ValueError, RuntimeError) as error:  # no such topology, no libtpu
+            sys.exit(str(error))
+        title = f"{_DTYPE.value} {m} x {k} by {k} x {n} on {accelerator.name}"
+        print(f"\n{title}\n\n{table(plans)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from accelerator_flag import AcceleratorParser, NameSerializer
 from frontends import stablehlo
 from frontends.program import Program
 from jax_malloc import generate
+from jax_malloc import problem as problem_lib
 from jax_malloc.solvers import SOLVERS
 
 _ACCELERATOR = flags.DEFINE(
@@ -52,7 +53,8 @@ def programs(paths: Sequence[str]) -> Iterator[Program]:
         for name, make in model_zoo.ZOO.items():
             if model_zoo.family(name) in model_zoo.HELD_OUT:
                 f, args = make()
-                yield stablehlo.from_jax(f, *args, name=name)
+                tiling = problem_lib.tiling_of(_ACCELERATOR.value)
+                yield stablehlo.from_jax(f, *args, name=name, tiling=tiling)
     first = _FIRST_SEED.value
     for seed in range(first, first + _GENERATED.value):
         yield generate.random_program(seed, num_ops=40 + 20 * (seed % 7))

@@ -5,8 +5,10 @@ what the solvers make of it. Latencies are predicted by the accelerator's model.
 
     python examples/transformer_training_step.py
     python examples/transformer_training_step.py --layers=12 --width=768 --heads=12
+    python examples/transformer_training_step.py --out_dir=runs/demo  # with pictures
 """
 
+import pathlib
 import time
 from collections.abc import Sequence
 
@@ -14,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
+import jax_malloc
 import model_zoo
 import solver_table
 from accelerator_flag import AcceleratorParser, NameSerializer
 from frontends import stablehlo
+from jax_malloc import problem as problem_lib
 from jax_malloc.solvers import SOLVERS
 
 _LAYERS = flags.DEFINE_integer("layers", 4, "Transformer blocks.", 1)
@@ -50,6 +54,12 @@ flags.register_validator(
     message=f"choose from {', '.join(SOLVERS)}",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the solvers' random choices.", 0)
+_OUT_DIR = flags.DEFINE_string(
+    "out_dir",
+    None,
+    "Folder for pictures of the plan that is printed: a report, the memory map and a "
+    "trace for Perfetto. Needs the extra viz.",
+)
 _TIME_LIMIT_S = flags.DEFINE_float("time_limit_s", 20.0, "Seconds per solver.", 0)
 
 
@@ -75,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     )
     # Parameters and optimizer state are updated in place, as any real loop does.
     step = jax.jit(step, donate_argnums=(0, 1, 2))
-    program = stablehlo.from_jax(step, *arguments)
+    tiling = problem_lib.tiling_of(_ACCELERATOR.value)
+    program = stablehlo.from_jax(step, *arguments, tiling=tiling)
     parameters = sum(x.size for x in jax.tree.leaves(arguments[0]))
     print(
         f"{parameters / 1e6:.1f} M parameters, {len(program.ops)} ops, "
@@ -90,6 +101,19 @@ def main(argv: Sequence[str]) -> None:
     )
     print(results[-1].plan)
     print(f"\n{solver_table.table(results)}")
+    if _OUT_DIR.value:
+        draw(results[-1].plan, pathlib.Path(_OUT_DIR.value))
+
+
+def draw(plan: jax_malloc.Plan, folder: pathlib.Path) -> None:
+    """Writes a plan's pictures into a folder, and says where each is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.to_html(folder / "report.html")
+    plan.plot().figure.savefig(folder / "memory_map.png")
+    plan.to_perfetto(folder / "trace.json.gz")
+    print(f"\nreport, for a browser   {folder / 'report.html'}")
+    print(f"memory map              {folder / 'memory_map.png'}")
+    print(f"trace, ui.perfetto.dev  {folder / 'trace.json.gz'}")
 
 
 if __name__ == "__main__":

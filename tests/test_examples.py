@@ -15,7 +15,7 @@ from absl import app, flags
 
 import jax_malloc
 import model_zoo
-from frontends import stablehlo
+from frontends import stablehlo, tpu
 from jax_malloc.agent import checkpoint
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -82,8 +82,9 @@ def test_flags_are_explained(load, name):
     own = [f for f in flags.FLAGS.flags_by_module_dict()[name]]
     assert own
     for flag in own:
-        assert len(flag.help) > 8, flag.name
-        assert flag.help.endswith("."), flag.name
+        text, *_ = flag.help.split(";\n    repeat this option")  # absl's own words
+        assert len(text) > 8, flag.name
+        assert text.endswith("."), flag.name
 
 
 def test_help_needs_no_arguments():
@@ -158,7 +159,7 @@ def test_alphatensor_matmul_refuses_what_is_no_factorization(run, tmp_path):
     assert "Traceback" not in printed
 
 
-def test_transformer_training_step(run):
+def test_transformer_training_step(run, tmp_path):
     sizes = ("--layers=1", "--width=64", "--heads=2", "--sequence=64", "--batch=2")
     solvers = "all_slow,greedy"
     code, printed = run(
@@ -167,8 +168,12 @@ def test_transformer_training_step(run):
         "--vocabulary=512",
         f"--solvers={solvers}",
         "--time_limit_s=5",
+        f"--out_dir={tmp_path / 'demo'}",
     )
     assert code is None
+    for name in ("report.html", "memory_map.png", "trace.json.gz"):
+        assert (tmp_path / "demo" / name).stat().st_size > 0
+        assert str(tmp_path / "demo" / name) in printed
     assert re.search(r"0\.1 M parameters, \d+ ops, \d+ buffers", printed)
     for solver in solvers.split(","):
         _, speedup, violations, _ = cells(printed, solver)
@@ -311,3 +316,106 @@ def test_compare_solvers_is_relative_to_greedy(run):
     code, out = run("compare_solvers", "--nozoo", "--generated=1", "--solvers=all_slow")
     assert not code
     assert float(re.findall(r"geometric mean.*?(\d\.\d+)", out)[0]) > 1
+
+
+needs_libtpu = pytest.mark.skipif(
+    not tpu.is_available(), reason='libtpu is not installed: pip install ".[tpu]"'
+)
+
+
+@needs_libtpu
+def test_alphatensor_matmul_by_the_tpu_compiler(run):
+    code, printed = run(
+        "alphatensor_matmul",
+        "--lowering=tpu",
+        "--accelerator=tpu_v5e",
+        "--size=256",
+        "--size=512",
+        "--factorization=strassen",
+        "--solver=greedy",
+    )
+    assert code is None
+    assert "bfloat16 512 x 512 by 512 x 512 on tpu_v5e" in printed
+    assert printed.count("XLA's own") == printed.count("\njnp.matmul ") == 2
+
+
+def test_alphatensor_matmul_refuses_machines_that_libtpu_does_not_know(run):
+    flags = ("--lowering=tpu", "--accelerator=tpu_v4i", "--size=64")
+    code, printed = run("alphatensor_matmul", *flags)
+    assert "no topology is called 'tpu_v4i'" in code
+    assert "Traceback" not in printed
+
+
+@needs_libtpu
+def test_tpu_compile(run):
+    solvers = "all_slow,greedy"
+    code, printed = run(
+        "tpu_compile", "--model=mlp/small", f"--solvers={solvers}", "--compiles=2"
+    )
+    assert code is None
+    assert re.search(r"mlp/small for tpu_v5e: \d+ ops that touch \d+\.\d MiB", printed)
+    for solver in solvers.split(","):
+        assert cells(printed, solver)[2] == "0"
+    assert ratio(cells(printed, "XLA's own")[1]) > 1
+    assert "steering 'mlp/small' on v5e:2x2: 2 compilations" in printed
+
+
+@needs_libtpu
+def test_tpu_results_go_on_where_they_stopped(run, tmp_path, monkeypatch):
+    output = tmp_path / "rows.jsonl"
+    args = ("--programs=mlp/small", "--solvers=greedy", "--compiles=0")
+    code, first = run("tpu_results", *args, f"--output={output}")
+    assert code is None
+    (line,) = output.read_text().splitlines()
+    latency_s = json.loads(line)["latency_s"]
+    assert latency_s["lower_bound"] <= latency_s["greedy"] <= latency_s["all_slow"]
+    assert f"| {latency_s['xla'] * 1e3:#.4g} |" in first
+
+    monkeypatch.setattr(tpu, "compile", None)  # nothing is compiled again
+    code, second = run("tpu_results", *args, f"--output={output}")
+    assert code is None
+    assert first.startswith(second)
+    assert output.with_suffix(".md").read_text() == second.removesuffix("\n")
+    assert output.read_text() == f"{line}\n"
+
+
+@pytest.mark.parametrize("name", ["tpu_compile", "tpu_results"])
+def test_tpu_examples_say_what_to_install(run, monkeypatch, name):
+    monkeypatch.setattr(tpu, "is_available", lambda: False)
+    code, printed = run(name)
+    assert "pip install" in code
+    assert "Traceback" not in printed
+
+
+def test_xla_msa_fidelity_compares_with_the_compilers_mapping(run):
+    dump = Path(__file__).parent / "testdata" / "mlp_train.slow.hlo.gz"
+    code, printed = run("xla_msa_fidelity", f"--hlo={dump}")
+    assert code is None
+    assert "100.0%" in printed
+    assert "geometric mean" in printed
+
+
+def test_xla_msa_fidelity_needs_programs(run):
+    code, printed = run("xla_msa_fidelity")
+    assert code
+    assert "--hlo" in printed
+
+
+def test_calibration_compares_both_paths(run, monkeypatch):
+    # In the place of the compiler: a program that knows nothing of tiles.
+    def compiled(f, *args, topology, cache_dir, name):
+        assert topology == "tpu_v5e"
+        return stablehlo.from_jax(f, *args, name=name)
+
+    monkeypatch.setattr(tpu, "compile", compiled)
+    names = "mlp/small,resnet/small,autoencoder/small"
+    code, printed = run("calibrate_stablehlo", "--fit", f"--programs={names}")
+    assert not code, printed
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    found = {row[0].strip("| "): row[1:] for row in rows if len(row) > 1}
+    assert found["mlp/small"][0] == "fit"
+    assert found["autoencoder/small"][0] == "held out"
+    # Fitted to itself where nothing is padded: fully efficient, to the digit.
+    assert found["mlp/small"][1] == found["mlp/small"][2]
+    assert found["mlp/small"][3] == "+0%"
+    assert found["fit"][0] == "2"
