@@ -19,11 +19,15 @@ setup(
     packages=find_packages(
         include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]
     ),
-    package_data={"": ["py.typed"], "jax_malloc": ["weights/*"]},
+    package_data={
+        "": ["py.typed"],
+        "jax_malloc": ["weights/*", "viz/*.html", "viz/*.mjs"],
+    },
     install_requires=[
         "jax>=0.10.2",  # traces and lowers functions, runs the game and the agent
         "jaxlib",  # the MLIR bindings that read StableHLO, as jax pins them
         "numpy",  # problems, latencies and the shipped weights are host arrays
+        "scipy",  # HiGHS, for the linear programs behind bounds and plans
         "flax",  # the agent's networks
         "mctx",  # its tree search, Gumbel MuZero
         "absl-py",  # flags of the examples and the training program
@@ -32,9 +36,28 @@ setup(
         "msgpack",  # weights and checkpoints are data, never pickle; flax calls it
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],  # libtpu, to compile for a TPU that is not there; 684 MB
-        "viz": ["matplotlib"],  # plots of a plan and of a training run
-        "dev": ["pytest", "hypothesis", "ruff"],
+        "tpu": [
+            "jax[tpu]",  # libtpu, to compile for a TPU that is not there; 684 MB
+            "flatbuffers",  # jax.export's bytes, which the compiling process reads
+        ],
+        "viz": [
+            "matplotlib",  # Plan.plot, and plots of a training run
+            "bokeh>=3.9",  # Plan.to_html: linked panels, tables, inline resources
+            "jinja2",  # the page around them; Bokeh needs it as well
+        ],
+        "docs": [
+            "mkdocs<2",  # the site; version 2 drops the plugins that it is made with
+            "mkdocs-material",  # its theme, with search that works without a server
+            "mkdocstrings[python]",  # the reference, from the docstrings
+        ],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",  # the public surface, as its users' checkers see it
+            "setuptools>=70.1",  # builds the wheel that a test looks into
+            "playwright",  # drives a Chromium that is there, to test the report
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

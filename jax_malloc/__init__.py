@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from jax_malloc.mapping import Mapping
     from jax_malloc.plan import Plan, load_plan
     from jax_malloc.planner import load_program, solve
+    from jax_malloc.sweep import what_if
+    from jax_malloc.viz.comparison import plot_comparison
 
 __version__ = "0.1.0"
 
@@ -36,7 +38,9 @@ __all__ = [
     "load_plan",
     "load_program",
     "optimize",
+    "plot_comparison",
     "solve",
+    "what_if",
 ]
 
 _MODULES = {
@@ -48,11 +52,18 @@ _MODULES = {
     "load_plan": "jax_malloc.plan",
     "load_program": "jax_malloc.planner",
     "optimize": "jax_malloc.decorator",
+    "plot_comparison": "jax_malloc.viz.comparison",
     "solve": "jax_malloc.planner",
+    "what_if": "jax_malloc.sweep",
 }
 
 
+_SUBMODULES = ("tpu",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

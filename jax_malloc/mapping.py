@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frontends.program import Program
 
 
 class MemorySpace(enum.Enum):
@@ -72,7 +76,7 @@ class Mapping:
         mine = (s for s in self.segments if s.buffer_id == buffer_id)
         return tuple(sorted(mine, key=lambda s: s.begin))
 
-    def fast_accesses(self, program) -> set[tuple[int, int]]:
+    def fast_accesses(self, program: Program) -> set[tuple[int, int]]:
         """`(t, buffer_id)` of every access of `program` that a segment serves."""
         stays: dict[int, list[Segment]] = {}
         for s in self.segments:

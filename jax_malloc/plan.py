@@ -6,19 +6,28 @@ import dataclasses
 import functools
 import gzip
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping as MappingType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frontends.program import Program
 from hwmodel.accelerator import Accelerator
 from hwmodel.simulator import Timeline
+from jax_malloc import diff as diff_lib
 from jax_malloc import explain as explain_lib
-from jax_malloc import placements, plan_file, report
+from jax_malloc import files, placements, plan_file, report, validator
+from jax_malloc import peak as peak_lib
 from jax_malloc import problem as problem_lib
+from jax_malloc import top as top_lib
+from jax_malloc.diff import PlanDiff
+from jax_malloc.explain import Explanation
 from jax_malloc.mapping import Mapping
+from jax_malloc.peak import Peak
 from jax_malloc.problem import Problem
+from jax_malloc.top import Top
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -84,16 +93,118 @@ class Plan:
         """Latency, speedups and use of fast memory, in a few lines."""
         return report.summary(self)
 
-    def explain(self, name: str) -> str:
+    def explain(self, name: str) -> Explanation:
         """Why a buffer is where it is, and what it would cost elsewhere.
 
         Args:
           name: of a buffer, as in the table ("fusion.12", "fusion.3{1}"), or of an op,
-            for every buffer that it touches.
+            also for what it touches in slow memory.
+        Returns:
+          The text, a `str`, with the records behind it: `rule`, what decided, and
+          `forced`, the mapping with the best change, and what that gains.
         Raises:
           ValueError: the program has neither of that name.
         """
         return explain_lib.explain(self, name)
+
+    def peak(self) -> Peak:
+        """What is in fast memory when most of it is taken."""
+        return peak_lib.peak(self)
+
+    def top(self, n: int = 10, by: str = "loss") -> Top:
+        """The n ops that lose most to slow memory.
+
+        Args:
+          n: at most so many.
+          by: "loss" (with waits for copies), "stall", "latency" or "slow_bytes".
+        Raises:
+          ValueError: there is no such figure, or `n` is negative.
+        """
+        return top_lib.top(self, n, by)
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """What another plan of the program has elsewhere, and what that gains.
+
+        Raises: ValueError if it is of another program or machine.
+        """
+        return diff_lib.diff(self, other)
+
+    def with_mapping(self, mapping: Mapping, solver: str = "by hand") -> Plan:
+        """The plan with another mapping, such as `explain(name).forced.mapping`.
+
+        Raises: ValueError if the mapping breaks a rule.
+        """
+        violations = validator.find_violations(self.problem, mapping)
+        if violations:
+            raise ValueError(
+                f"the mapping breaks the rules (violations: {len(violations)}): "
+                f"{violations[0]}"
+            )
+        timeline = self.problem.evaluate(mapping)
+        return dataclasses.replace(
+            self,
+            mapping=mapping,
+            solver=solver,
+            latency_s=timeline.latency_s,
+            timeline=timeline,
+            wall_s=None,
+        )
+
+    def plot(self, ax: Axes | None = None, *, color_by: str = "kind") -> Axes:
+        """Draws the memory map: time across, offset up, a rectangle per stay.
+
+        Below it, what bounds each op, and the copies; stalls are hatched. A rectangle
+        is paler while its bytes are on their way. All times are predicted.
+
+        Args:
+          ax: matplotlib axes to draw into; None makes a figure.
+          color_by: "kind" of the buffer (parameter, activation, gradient...), or
+            "saved", the latency that each stay saves by itself.
+        Returns:
+          The axes; save the picture with `ax.figure.savefig`.
+        Raises:
+          ValueError: `color_by` is neither.
+          RuntimeError: matplotlib is not installed (`pip install jax_malloc[viz]`).
+        """
+        from jax_malloc.viz import plot  # matplotlib is an extra
+
+        return plot.plot(self, ax, color_by=color_by)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a report to explore in a browser: one file that needs no network.
+
+        Memory map, ops, copies and scopes over one time axis, a table of the buffers
+        and the ops by scope, all linked and searchable.
+
+        Raises:
+          OSError: naming `path`, if it cannot be written.
+          RuntimeError: Bokeh is not installed (`pip install jax_malloc[viz]`).
+        """
+        from jax_malloc.viz import page  # Bokeh is an extra
+
+        files.write(path, page.to_html(self).encode())
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
+        """Writes the predicted timeline as a trace for ui.perfetto.dev.
+
+        Ops, named scopes, stalls, the copies of each queue, and fast memory in use as a
+        counter; gzipped if `path` ends in .gz.
+
+        Raises: OSError, naming `path`, if it cannot be written.
+        """
+        from jax_malloc.viz import perfetto
+
+        files.write(path, perfetto.to_json(self).encode())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: summary, small map, link to the report of `to_html`.
+
+        The report is written on first display, below `jax_malloc_reports/` in the
+        working folder, from where the notebook server serves it.
+        """
+        from jax_malloc.viz import notebook
+
+        return notebook.to_html(self)
 
     def annotated(self) -> str:
         """The program's own text with placements as attributes.
@@ -121,6 +232,30 @@ class Plan:
             "StableHLO or HLO text that it came from. Load the plan with program=, the "
             "program as its frontend gives it."
         )
+
+    def compiler_options(self) -> dict[str, str]:
+        """Hints for the TPU compiler, for `jax.jit(f, compiler_options=...)`.
+
+        The order in which its memory space assignment should serve the buffers, and
+        where prefetches should start. It is steered by them, not bound, and may do
+        worse than without: `jax_malloc.tpu.steer` tries before it keeps any.
+
+        Raises: ValueError if the program does not come from compiled TPU text, whose
+          names the hints go by.
+        """
+        from jax_malloc.steering import prefetches, request
+
+        if not self.program.text or self.program.source not in ("hlo", "tpu"):
+            raise ValueError(
+                f"program {self.program.name!r} (source {self.program.source!r}) is "
+                "without the compiled HLO text whose names the hints go by. Make it "
+                'with frontends.tpu.compile or lowering="tpu"; load its plan with '
+                "program=."
+            )
+        asked = request.of_mapping(self.problem, self.mapping)[0]
+        starts = tuple(prefetches.of_mapping(self.program, self.mapping))
+        asked = dataclasses.replace(asked, prefetches=starts)
+        return asked.compiler_options(self.program)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan file's contents as plain JSON values; see `plan_file`."""
@@ -155,22 +290,7 @@ class Plan:
 
         Raises: OSError if it cannot be written.
         """
-        path = os.path.abspath(path)
-        data = self.to_json().encode()
-        if path.endswith(".gz"):
-            data = gzip.compress(data, mtime=0)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}."
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as f:
-                f.write(data)
-            # mkstemp's mode is for the owner only; a plan is an ordinary file.
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        files.write(path, self.to_json().encode())
 
 
 def load_plan(path: str | os.PathLike[str], program: Program | None = None) -> Plan:
@@ -196,10 +316,3 @@ def load_plan(path: str | os.PathLike[str], program: Program | None = None) -> P
             "with Plan.save."
         ) from None
     return Plan.from_json(text, where=path, program=program)
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
 from typing import TYPE_CHECKING, Any
 
@@ -358,7 +359,7 @@ class _Names:
         loop = self._loops.span_named(name, int(self._home[buffer_id]))
         return loop or (t, t + 1)
 
-    def _unknown(self, kind: str, name: str, known) -> ValueError:
+    def _unknown(self, kind: str, name: str, known: Iterable[str]) -> ValueError:
         return self._reader.error(
             f"program {self.program.name!r} has no {kind} {name!r}"
             f"{nearest(name, known)}."

@@ -8,16 +8,25 @@ import os
 import time
 import zlib
 
+import numpy as np
+
 from frontends.program import Program
 from hwmodel import presets
 from hwmodel.accelerator import Accelerator
+from hwmodel.latency import LatencyKind
+from hwmodel.simulator import Timeline
 from jax_malloc import problem as problem_lib
-from jax_malloc import validator
+from jax_malloc import report, validator
+from jax_malloc.json_reader import nearest
 from jax_malloc.mapping import Mapping
 from jax_malloc.plan import Plan
 from jax_malloc.problem import Problem
-from jax_malloc.solvers import SOLVERS
+from jax_malloc.solvers import SOLVERS, compiler_mapping
 
+# In the place of a solver: the mapping that the program brought from its compiler.
+COMPILER = "xla"
+# Less than this prints as 0.0 %.
+_SHARE_SHOWN = 5e-4
 # What a bug report needs of an invalid mapping; the rest is usually the same again.
 _MAX_VIOLATIONS_SHOWN = 3
 
@@ -35,7 +44,8 @@ def solve(
     Args:
       program: from a frontend or `load_program`.
       accelerator: a preset's name, a .json or .toml file, or the machine itself.
-      solver: a name in `jax_malloc.solvers.SOLVERS`.
+      solver: a name in `jax_malloc.solvers.SOLVERS`; or "xla", the compiler's own
+        mapping as far as its stays find a place, for programs that carry one.
       seed: same seed, same plan, unless the time limit cut the search short.
       time_limit_s: seconds until the search must end. 0 gives the best plan that costs
         next to nothing; None lets the solver finish.
@@ -53,11 +63,17 @@ def solve(
     seed = check_seed(seed)
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
     problem = problem_lib.build(program, presets.get(accelerator))
+    compiler = problem.evaluate_compiler()
+    if solver == COMPILER and compiler is None:
+        raise ValueError(
+            f"program {program.name!r} carries no mapping of its compiler. Load it "
+            "with xla=, the HLO text compiled with memory space assignment on."
+        )
 
     mappings, wall_s = {}, {}
     for name in dict.fromkeys(("greedy", solver)):
         start_s = time.monotonic()
-        mappings[name] = _valid_mapping(problem, name, seed, deadline_s)
+        mappings[name] = valid_mapping(problem, name, seed, deadline_s)
         wall_s[name] = time.monotonic() - start_s
     mapping = mappings[solver]
     timeline = problem.evaluate(mapping)
@@ -65,9 +81,12 @@ def solve(
         "all_slow": problem.all_slow_latency_s,
         "greedy": problem.evaluate(mappings["greedy"]).latency_s,
     }
-    compiler = problem.evaluate_compiler()
+    notes = program.notes
     if compiler is not None:
         baselines["xla"] = compiler.latency_s
+    notes = (*notes, *_on_roofline(problem, timeline))
+    if solver == COMPILER and compiler is not None:
+        notes = (*notes, _packed_anew(problem, mapping, compiler.latency_s))
     return Plan(
         program=program,
         accelerator=problem.accelerator,
@@ -77,7 +96,7 @@ def solve(
         latency_s=timeline.latency_s,
         baselines=baselines,
         timeline=timeline,
-        notes=program.notes,
+        notes=notes,
         wall_s=wall_s,
     )
 
@@ -113,9 +132,10 @@ def load_program(
 
 def check_solver(solver: str) -> None:
     """Raises ValueError unless `solver` is the name of one."""
-    if solver not in SOLVERS:
+    if solver not in (*SOLVERS, COMPILER):
         raise ValueError(
-            f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}."
+            f"unknown solver {solver!r}{nearest(solver, SOLVERS) or ';'} choose one of "
+            f"{', '.join(SOLVERS)}, or {COMPILER} for the compiler's own mapping."
         )
 
 
@@ -144,11 +164,18 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def _valid_mapping(
+def valid_mapping(
     problem: Problem, solver: str, seed: int, deadline_s: float | None
 ) -> Mapping:
-    """A solver's mapping, checked by the validator."""
-    mapping = SOLVERS[solver](problem, seed=seed, deadline_s=deadline_s)
+    """A solver's mapping, checked by the validator.
+
+    Raises:
+      RuntimeError: it breaks a rule, which is a bug of ours.
+    """
+    if solver == COMPILER:
+        mapping = compiler_mapping.from_compiler(problem) or Mapping()
+    else:
+        mapping = SOLVERS[solver](problem, seed=seed, deadline_s=deadline_s)
     violations = validator.find_violations(problem, mapping)
     if violations:
         shown = "; ".join(str(v) for v in violations[:_MAX_VIOLATIONS_SHOWN])
@@ -161,8 +188,47 @@ def _valid_mapping(
     return mapping
 
 
+def _on_roofline(problem: Problem, timeline: Timeline) -> list[str]:
+    """How much of the latency rests on no estimate of the compiler's, as a note."""
+    if not any(op.estimates for op in problem.program.ops):
+        return []
+    guessed = problem.latency.kind == LatencyKind.ROOFLINE
+    share = timeline.op_duration_s[guessed].sum() / timeline.latency_s
+    if not share >= _SHARE_SHOWN:
+        return []
+    return [f"{share:.1%} of the latency is of ops that only the roofline times."]
+
+
+def _packed_anew(problem: Problem, mapping: Mapping, compiler_s: float) -> str:
+    """How much of the compiler's mapping came through, as a note."""
+    compiler = problem.program.compiler_mapping
+    asked = compiler.fast_accesses if compiler is not None else frozenset()
+    pairs = zip(problem.access_op.tolist(), problem.access_buffer.tolist(), strict=True)
+    asked_rows = np.array([pair in asked for pair in pairs], bool)
+    kept_rows = asked_rows & problem.fast_mask(mapping)
+    asked_bytes, kept_bytes = (
+        report.format_bytes(problem.access_bytes[rows].sum())
+        for rows in (asked_rows, kept_rows)
+    )
+    return (
+        "HLO text holds no offsets: the compiler's stays are packed anew, where they "
+        f"pay, and serve {kept_bytes} of the {asked_bytes} that ops of its mapping "
+        f"find in fast memory; as it stands, that takes {report.format_s(compiler_s)}."
+    )
+
+
 def _starts_json_object(path: str) -> bool:
     """Whether a file's (gzipped) text begins with a brace, as no HLO module does."""
+    return read_head(path).lstrip().startswith(b"{")
+
+
+def read_head(path: str) -> bytes:
+    """The first few hundred bytes of a file's (gzipped) text.
+
+    Raises:
+      ValueError: it begins as a gzip file does, and is none.
+      OSError: it cannot be read.
+    """
     with open(path, "rb") as f:
         head = f.read(1024)
     if head[:2] == b"\x1f\x8b":
@@ -171,4 +237,4 @@ def _starts_json_object(path: str) -> bool:
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head)
         except zlib.error as error:
             raise ValueError(f"{path}: not a valid gzip file ({error}).") from None
-    return head.lstrip().startswith(b"{")
+    return head

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from frontends.program import Program
+from frontends.program import CompilerCopy, Program
+from frontends.tiling import Tiling
 from hwmodel import latency as latency_lib
 from hwmodel import simulator
 from hwmodel.accelerator import Accelerator
@@ -86,9 +89,10 @@ class Problem:
 
         Copies of a buffer run directly in its home region, never inside a deeper loop.
         """
-        regions, chains = self.program.regions, {}
+        regions = self.program.regions
+        chains: dict[int, tuple[int, ...]] = {}
 
-        def chain(r):
+        def chain(r: int) -> tuple[int, ...]:
             if r not in chains:
                 chains[r] = (chain(regions[r].parent) if r > 0 else ()) + (r,)
             return chains[r]
@@ -155,17 +159,7 @@ class Problem:
             return None
         pairs = zip(self.access_op.tolist(), self.access_buffer.tolist(), strict=True)
         fast = np.array([pair in compiler.fast_accesses for pair in pairs], bool)
-        counts = self.region_counts[self.home_region]
-        copies = [
-            simulator.Copy(
-                c.start,
-                c.done,
-                c.size_bytes,
-                c.direction == Direction.PREFETCH.value,
-                float(counts[c.buffer_id]),
-            )
-            for c in compiler.copies
-        ]
+        copies = self.compiler_copies(compiler.copies)
         return simulator.simulate(
             self.latency, self._slow_bytes(fast), copies, self.accelerator
         )
@@ -184,6 +178,19 @@ class Problem:
             for c in mapping.copies
         ]
 
+    def compiler_copies(self, copies: Iterable[CompilerCopy]) -> list[simulator.Copy]:
+        """A compiler's copies as the simulator takes them."""
+        return [
+            simulator.Copy(
+                c.start,
+                c.done,
+                c.size_bytes,
+                c.direction == Direction.PREFETCH.value,
+                float(self.region_counts[c.region]),
+            )
+            for c in copies
+        ]
+
     def _slow_bytes(self, fast: np.ndarray) -> np.ndarray:
         return np.bincount(
             self.access_op,
@@ -192,9 +199,27 @@ class Problem:
         )
 
 
-def build(program: Program, accelerator: Accelerator) -> Problem:
+def tiling_of(accelerator: Accelerator) -> Tiling | None:
+    """How the StableHLO frontend should pad for a machine; None, not at all."""
+    rows, lanes = accelerator.tile_rows, accelerator.tile_lanes
+    if rows == lanes == accelerator.matrix_size == 1:
+        return None
+    return Tiling(rows=rows, lanes=lanes, matrix=accelerator.matrix_size)
+
+
+def build(
+    program: Program,
+    accelerator: Accelerator,
+    *,
+    estimated_for: Accelerator | None = None,
+) -> Problem:
     """Joins a program and a machine.
 
+    Args:
+      program: any.
+      accelerator: the machine.
+      estimated_for: the machine that the program's cycle estimates are for, if that is
+        another: what they say of slow memory is scaled with its bandwidth.
     Raises:
       ValueError: an op reserves more fast memory for itself than the machine has.
     """
@@ -216,7 +241,7 @@ def build(program: Program, accelerator: Accelerator) -> Problem:
     problem = Problem(
         program=program,
         accelerator=accelerator,
-        latency=_latency(program, accelerator),
+        latency=_latency(program, accelerator, estimated_for or accelerator),
         access_op=access_op,
         access_buffer=np.array(columns[1], np.int64),
         access_bytes=access_bytes,
@@ -244,7 +269,9 @@ def _eligible(problem: Problem) -> np.ndarray:
     return placeable & fits & worthwhile
 
 
-def _latency(program: Program, accelerator: Accelerator) -> latency_lib.OpLatency:
+def _latency(
+    program: Program, accelerator: Accelerator, estimated_for: Accelerator
+) -> latency_lib.OpLatency:
     """Floor, base and slope of every op.
 
     From the compiler's estimates where there are any and the machine has a clock to
@@ -252,7 +279,7 @@ def _latency(program: Program, accelerator: Accelerator) -> latency_lib.OpLatenc
     """
     ops = program.ops
     total_bytes = np.array([float(sum(op.touched_bytes().values())) for op in ops])
-    work = {
+    work: dict[str, Any] = {
         "matmul_flops": np.array([op.matmul_flops for op in ops], np.float64),
         "matmul_dtypes": [op.matmul_dtype for op in ops],
         "vector_flops": np.array([op.vector_flops for op in ops], np.float64),
@@ -260,7 +287,7 @@ def _latency(program: Program, accelerator: Accelerator) -> latency_lib.OpLatenc
         "total_bytes": total_bytes,
         "counts": np.array([op.count for op in ops], np.float64),
     }
-    if accelerator.clock_hz is None or not any(op.estimates for op in ops):
+    if estimated_for.clock_hz is None or not any(op.estimates for op in ops):
         return latency_lib.roofline(accelerator, **work)
     on, on_bytes, slow, slow_bytes = np.full((4, len(ops)), np.nan)
     for t, op in enumerate(ops):
@@ -273,8 +300,8 @@ def _latency(program: Program, accelerator: Accelerator) -> latency_lib.OpLatenc
             on[t], on_bytes[t] = fewest.cycles, fewest.slow_bytes
         if len(ordered) > 1 or everything_slow:
             slow[t], slow_bytes[t] = most.cycles, most.slow_bytes
-    return latency_lib.from_estimates(
-        accelerator,
+    model = latency_lib.from_estimates(
+        estimated_for,
         **work,
         on_cycles=on,
         on_slow_bytes=on_bytes,
@@ -282,3 +309,5 @@ def _latency(program: Program, accelerator: Accelerator) -> latency_lib.OpLatenc
         slow_slow_bytes=slow_bytes,
         is_copy=np.array([op.opcode == "copy" for op in ops], bool),
     )
+    slower = estimated_for.direct_bytes_per_s / accelerator.direct_bytes_per_s
+    return model._replace(slope_s_per_byte=model.slope_s_per_byte * slower)

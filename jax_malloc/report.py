@@ -104,11 +104,23 @@ def table(plan: Plan) -> str:
 
 def peak_bytes(problem: Problem, mapping: Mapping) -> int:
     """Most bytes of fast memory taken during any op."""
+    return int(taken_bytes(problem, mapping).max(initial=0))
+
+
+def taken_bytes(problem: Problem, mapping: Mapping) -> np.ndarray:
+    """`[T]` bytes of fast memory taken during each op."""
     change = np.zeros(len(problem.program.ops) + 1, np.int64)
+    ends = {(s.end, s.buffer_id, s.offset_bytes) for s in mapping.segments}
     for s in mapping.segments:
-        change[s.begin] += problem.size_granules[s.buffer_id]
+        begin = s.begin
+        for operand, result in problem.program.ops[begin].reuses:
+            # The place of a result written over its operand is counted once.
+            if result == s.buffer_id and (begin + 1, operand, s.offset_bytes) in ends:
+                begin += 1
+                break
+        change[begin] += problem.size_granules[s.buffer_id]
         change[s.end] -= problem.size_granules[s.buffer_id]
-    return int(np.cumsum(change).max(initial=0)) * problem.granule_bytes
+    return np.cumsum(change)[:-1] * problem.granule_bytes
 
 
 def saving_s(plan: Plan, buffer_id: int) -> float:
@@ -149,7 +161,8 @@ def access_changes_s(problem: Problem, mapping: Mapping) -> np.ndarray:
     moved_bytes = np.where(fast, problem.access_bytes, -problem.access_bytes)
     latency = OpLatency(*(column[t] for column in problem.latency))
     as_is_s = op_latency_s(latency, slow_bytes[t])
-    return op_latency_s(latency, np.maximum(slow_bytes[t] + moved_bytes, 0)) - as_is_s
+    moved_s = op_latency_s(latency, np.maximum(slow_bytes[t] + moved_bytes, 0))
+    return np.asarray(moved_s - as_is_s)
 
 
 def text_table(*columns: str) -> rich.table.Table:

@@ -12,7 +12,7 @@ import toy_problems
 import jax_malloc
 from jax_malloc import planner
 
-optimize = functools.partial(jax_malloc.optimize, solver="greedy")
+optimize = functools.partial(jax_malloc.optimize, solver="greedy", lowering="stablehlo")
 
 FOUR = np.arange(4, dtype=np.float32)
 
@@ -114,8 +114,17 @@ def test_static_arguments(options, args, kwargs):
 
     assert_same(f(*args, **kwargs), FOUR * 6)
     program = f.program(*args, **kwargs)
-    assert [b.size_bytes for b in program.buffers if b.is_input][:1] == [16]
+    # 16 bytes, in a tile of 128 lanes.
+    assert [b.size_bytes for b in program.buffers if b.is_input][:1] == [512]
     assert f.plan(*args, **kwargs).program.fingerprint == program.fingerprint
+
+
+def test_arrays_are_padded_as_the_accelerator_does():
+    sizes = {}
+    for accelerator in ("tpu_v5e", "gpu_h100_host"):
+        program = optimize(lambda x: x + 1, accelerator=accelerator).program(FOUR)
+        sizes[accelerator] = program.buffers[0].size_bytes
+    assert sizes == {"tpu_v5e": 512, "gpu_h100_host": 16}
 
 
 def test_an_argument_may_have_any_name():
@@ -347,8 +356,8 @@ def test_a_damaged_plan_on_disk_is_made_again(damage, solved, cache_directory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lowering": "ptx"}, "unknown lowering 'ptx'; choose one of stablehlo"),
-        ({"solver": "gredy"}, "unknown solver 'gredy'; choose one of all_slow"),
+        ({"lowering": "ptx"}, "'ptx'; choose one of auto, tpu, stablehlo"),
+        ({"solver": "gredy"}, "unknown solver 'gredy'.* choose one of all_slow"),
         ({"accelerator": "tpu_v99"}, "tpu_v99"),
         ({"time_limit_s": -1}, "time_limit_s is -1"),
         ({"time_limit_s": float("nan")}, "time_limit_s is nan"),
@@ -370,7 +379,7 @@ def test_options_by_position_are_explained(not_a_function):
 
 
 def test_a_function_that_does_not_trace_says_so():
-    @jax_malloc.optimize
+    @optimize
     def branches_on_a_value(x):
         return x if x > 0 else -x
 

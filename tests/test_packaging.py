@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import pathlib
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -40,16 +42,52 @@ def test_the_requirements_are_those_of_setup(distribution):
     required = {r for r in distribution.requires if "extra ==" not in r}
     assert required == {
         "jax>=0.10.2",
-        *("jaxlib", "numpy", "flax", "mctx", "absl-py"),
+        *("jaxlib", "numpy", "scipy", "flax", "mctx", "absl-py"),
         *("optax", "rich", "msgpack"),
     }
-    assert set(distribution.metadata.get_all("Provides-Extra")) == {"tpu", "viz", "dev"}
+    extras = set(distribution.metadata.get_all("Provides-Extra"))
+    assert extras == {"tpu", "viz", "docs", "dev"}
     assert distribution.metadata["Requires-Python"] == ">=3.11"
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Names of the files in a wheel that is built from a copy of the sources."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, source / package, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
+    subprocess.run(
+        [*pip, "--no-build-isolation", "--wheel-dir", built, source], check=True
+    )
+    (path,) = built.glob("*.whl")
+    return set(zipfile.ZipFile(path).namelist())
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_package_says_that_it_is_typed(package):
-    assert (ROOT / package / "py.typed").exists()
+def test_a_wheel_says_of_every_package_that_it_is_typed(package, wheel):
+    assert f"{package}/py.typed" in wheel
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_wheel_has_every_file_of_a_package(package, wheel):
+    """Weights, templates and scripts as well as modules."""
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files
+    assert files - wheel == set()
+
+
+def test_a_wheel_has_nothing_else(wheel):
+    assert {name.split("/")[0] for name in wheel} - set(PACKAGES) == {
+        f"jax_malloc-{jax_malloc.__version__}.dist-info"
+    }
 
 
 def test_the_licence_is_whole():
