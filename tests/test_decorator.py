@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import toy_problems
 
 import jax_malloc
-from jax_malloc import planner
+from jax_malloc import decorator, planner
 
 optimize = functools.partial(jax_malloc.optimize, solver="greedy", lowering="stablehlo")
 
@@ -385,3 +386,10 @@ def test_a_function_that_does_not_trace_says_so():
 
     with pytest.raises(ValueError, match=r"branches_on_a_value.*cannot be traced"):
         branches_on_a_value.plan(jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def test_what_type_checkers_are_told_is_the_signature():
+    told = typing.get_overloads(jax_malloc.optimize)
+    assert len(told) == 2
+    options = typing.get_type_hints(decorator._Options)
+    assert ["f", *options] == list(inspect.signature(jax_malloc.optimize).parameters)
