@@ -142,10 +142,10 @@ def memory_map(
 
 def ops(source: dict[str, ColumnDataSource], time: Range1d) -> figure:
     """Latency of each op in its parts, and stalls."""
-    panel = _panel("ops", 165, time)
+    # As high as the ops in view, so that a zoom shows short ones as well.
+    panel = _panel("ops", 165, time, window_axis="x")
     panel.yaxis.axis_label = "op latency (µs)"
     panel.y_range.start = 0
-    panel.y_range.only_visible = True
     style = {
         "source": source["ops"],
         "left": "start_us",
@@ -233,6 +233,7 @@ def scopes(runs: ColumnDataSource, time: Range1d) -> list[figure]:
     depth = min(int(-min(runs.data["top"])) + 1, _MAX_SCOPE_ROWS)
     panel = _panel("scopes", 17 * depth + 10, time, y_range=(-depth, 0.1))
     panel.yaxis.axis_label = "scopes"
+    panel.yaxis.axis_label_orientation = "horizontal"  # one level is not high
     panel.yaxis.ticker = []
     panel.ygrid.grid_line_color = None
     boxes = panel.quad(
@@ -272,14 +273,23 @@ def latency(plan: Plan) -> figure:
         "slow memory": [b.slow_s * _US for _, b in bars],
         "stall": [b.stall_s * _US for _, b in bars],
     }
-    colors = (
+    colors = [
         palette.BOUND[Bound.COMPUTE],
         palette.BOUND[Bound.SLOW_MEMORY],
         palette.STALL,
-    )
+    ]
     source = ColumnDataSource({"name": names, **parts})
     stack = panel.hbar_stack(
-        list(parts), y="name", height=0.7, color=list(colors), source=source
+        list(parts),
+        y="name",
+        height=0.7,
+        fill_color=[*colors[:2], "white"],
+        line_color=colors,
+        line_width=0.5,
+        hatch_pattern=[" ", " ", "/"],
+        hatch_scale=6,
+        hatch_color=palette.STALL,
+        source=source,
     )
     for renderer, part in zip(stack, parts, strict=True):
         _hover(panel, [renderer], ("@name", f"@{{{part}}}{{0,0.0}} µs {part}"))
