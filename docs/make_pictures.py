@@ -33,12 +33,15 @@ import jax_malloc  # noqa: E402
 import model_zoo  # noqa: E402
 import page_runner  # noqa: E402
 from frontends import stablehlo  # noqa: E402
+from hwmodel import presets  # noqa: E402
+from jax_malloc import problem  # noqa: E402
 from jax_malloc.plan import Plan  # noqa: E402
 
 _OUT_DIR = flags.DEFINE_string("out_dir", str(ROOT / "docs" / "images"), "Folder.")
 _SOLVER = flags.DEFINE_string("solver", "hybrid", "Of the plan that is shown.")
 _TIME_LIMIT_S = flags.DEFINE_float("time_limit_s", 20.0, "Seconds to plan.", 0)
 _PAGES_ONLY = flags.DEFINE_bool("pages_only", False, "Only what the pages draw.")
+_ACCELERATOR = "tpu_v4i"
 # What a reader sees of a document's picture at once.
 _WINDOW = {"width": 1400, "height": 1320}
 
@@ -76,7 +79,8 @@ def alexnet(batch: int = 128) -> jax_malloc.Program:
         target=jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
     step = jax.jit(step, donate_argnums=(0, 1, 2))
-    return stablehlo.from_jax(step, *arguments, name="alexnet_train")
+    tiling = problem.tiling_of(presets.get(_ACCELERATOR))
+    return stablehlo.from_jax(step, *arguments, tiling=tiling, name="alexnet_train")
 
 
 def photograph(plan: Plan, path: pathlib.Path) -> None:
@@ -127,7 +131,10 @@ def main(argv: Sequence[str]) -> None:
     names = list(draw_pages(folder))
     if not _PAGES_ONLY.value:
         plan = jax_malloc.solve(
-            alexnet(), "tpu_v4i", solver=_SOLVER.value, time_limit_s=_TIME_LIMIT_S.value
+            alexnet(),
+            _ACCELERATOR,
+            solver=_SOLVER.value,
+            time_limit_s=_TIME_LIMIT_S.value,
         )
         plan.plot().figure.savefig(folder / "memory_map.png", dpi=130)
         photograph(plan, folder / "report.png")

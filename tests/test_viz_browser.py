@@ -204,6 +204,20 @@ def test_the_wheel_zooms_all_panels_together(page):
     assert len(set(ranges)) == 1
 
 
+def test_a_zoom_scales_latencies_to_the_ops_in_view(page):
+    # The first op reads slow memory and takes longest.
+    page.evaluate(
+        "() => { const row = model('ops').get_array('name').indexOf('fusion.21');"
+        " const [start, end] = ['start_us', 'end_us'].map("
+        "   (column) => model('ops').get_array(column)[row]);"
+        " view('map').model.x_range.setv({start, end}) }"
+    )
+    page.wait_for_function(
+        "view('ops').model.y_range.end"
+        " < 0.9 * Math.max(...model('ops').get_array('latency_us'))"
+    )
+
+
 def test_scopes_open_close_and_search(small):
     search(small, "")
     summary = small.locator(".tree summary").filter(has_text="mlp").first
