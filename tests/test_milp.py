@@ -220,3 +220,22 @@ def test_a_proven_optimum_needs_no_agent(monkeypatch):
     monkeypatch.setattr(muzero, "play", play)
     found_s = latency_of(problem, hybrid.solve(problem))
     assert found_s <= milp.lower_bound_s(problem) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_op_that_touches_nothing_of_its_operands(machine):
+    """As a slice of no elements does: the buffers live, and no byte of them moves."""
+    program = toy_problems.chain()
+    t = len(program.ops) // 2
+    op = program.ops[t]
+    untouched = dataclasses.replace(
+        op,
+        reads=tuple(dataclasses.replace(a, touched_bytes=0) for a in op.reads),
+        writes=tuple(dataclasses.replace(a, touched_bytes=0) for a in op.writes),
+    )
+    ops = (*program.ops[:t], untouched, *program.ops[t + 1 :])
+    accelerator = toy_problems.toy().replace(**MACHINES[machine])
+    problem = problem_lib.build(dataclasses.replace(program, ops=ops), accelerator)
+    bound_s = milp.lower_bound_s(problem)
+    assert 0 < bound_s <= latency_of(problem, greedy.solve(problem)) * (1 + 1e-9)
+    assert bound_s <= latency_of(problem, hybrid.solve(problem)) * (1 + 1e-9)

@@ -299,7 +299,8 @@ class LinearModel:
             saved = [(x, slope * n) for x, n in moved]
             self._linear.at_least([(op, 1.0), *saved], roof_s / scale_s)
             slow_s, fast_s = self._spare[t]
-            total = sum(n for _, n in moved)
+            # An op may touch nothing of what it is given: then nothing changes its spare.
+            total = sum(n for _, n in moved) or 1.0
             chord = [(x, (slow_s - fast_s) / scale_s * n / total) for x, n in moved]
             queues = self._served[t]
             for served in queues if duplex else [queues[0] + queues[1]]:
