@@ -299,7 +299,7 @@ class LinearModel:
             saved = [(x, slope * n) for x, n in moved]
             self._linear.at_least([(op, 1.0), *saved], roof_s / scale_s)
             slow_s, fast_s = self._spare[t]
-            # An op may touch nothing of what it is given: then nothing changes its spare.
+            # An op may touch nothing of what it is given: its spare never changes.
             total = sum(n for _, n in moved) or 1.0
             chord = [(x, (slow_s - fast_s) / scale_s * n / total) for x, n in moved]
             queues = self._served[t]
