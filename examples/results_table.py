@@ -36,7 +36,8 @@ class Row:
     ops, accesses: of the program, as compiled with everything in HBM.
     touched_bytes: that its ops read and write in one call.
     latency_s: predicted seconds per call, by mapping: "all_slow", "xla", ...
-    wall_s: measured seconds: "compile", "steer", and the solvers by name.
+    wall_s: measured seconds: "compile", "steer", and the solvers by name; empty where
+      other work on the machine would have made them meaningless.
     """
 
     program: str
@@ -103,9 +104,9 @@ def markdown(rows: Sequence[Row]) -> str:
             f"### {topology}",
             _LATENCY_NOTE,
             _latencies(chosen),
-            "Measured seconds.",
-            _seconds(chosen),
         ]
+        if any(row.wall_s for row in chosen):
+            parts += ["Measured seconds.", _seconds(chosen)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,10 +5,10 @@
     linear program -------+
     agent's games --------+
 
-Never worse than its parts; of the agent these are games of the policy alone, and with
-little time only the others. As soon as a mapping is proven to be within a hundredth of
-a percent of the optimum, that is it. The compiler's mapping has no offsets in HLO text;
-it is packed anew as far as it fits.
+As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
+that is it: to within as much, the result is never worse than any part. Of the agent
+these are games of the policy alone, and with little time only the others. The
+compiler's mapping has no offsets in HLO text; it is packed anew as far as it fits.
 """
 
 from __future__ import annotations
