@@ -28,6 +28,7 @@ setup(
         "jaxlib",  # the MLIR bindings that read StableHLO, as jax pins them
         "numpy",  # problems, latencies and the shipped weights are host arrays
         "scipy",  # HiGHS, for the linear programs behind bounds and plans
+        "numba",  # the game in compiled loops, thousands of tries a second
         "flax",  # the agent's networks
         "mctx",  # its tree search, Gumbel MuZero
         "absl-py",  # flags of the examples and the training program
@@ -40,6 +41,9 @@ setup(
             "jax[tpu]",  # libtpu, to compile for a TPU that is not there; 684 MB
             "flatbuffers",  # jax.export's bytes, which the compiling process reads
         ],
+        "train": [
+            "tensorboardX",  # event files of a training run, without TensorFlow
+        ],
         "viz": [
             "matplotlib",  # Plan.plot, and plots of a training run
             "bokeh>=3.9",  # Plan.to_html: linked panels, tables, inline resources
@@ -51,6 +55,7 @@ setup(
             "mkdocstrings[python]",  # the reference, from the docstrings
         ],
         "dev": [
+            "tensorboardX",  # as in train
             "pytest",
             "hypothesis",
             "ruff",

@@ -1,271 +1,228 @@
-"""How fast and how large jax_malloc itself is, measured on this machine.
+"""Solvers against each other: any of them, on any programs and accelerators.
 
-    python examples/benchmark.py
-    python examples/benchmark.py --rows=import,parse --hlo=dump.hlo.gz
+    python examples/benchmark.py --split=test --topologies=tpu_v5e --pressured_only
+    python examples/benchmark.py --programs=generated:0:60,generated:1:60 \
+        --solvers=greedy,annealing --time_limits_s=1,4 --seeds=0,1,2
+    python examples/benchmark.py --programs='resnet/*' --fast_memory_mib=32,64,128
 
-Every start from nothing is a fresh process; peak memory is that of the process, as the
-operating system counts it.
+Every run is a line of runs.jsonl in --output; what is there already is not made again,
+so that a benchmark that was killed goes on. From all lines that were asked for come a
+table, as Markdown and CSV, and plots. Every latency is predicted, by one model, and
+every mapping is checked; seconds are measured, and mean little on a machine with other
+work or with more --jobs than cores. Programs are of the corpus, unless their words say
+otherwise:
+
+    resnet/*, zoo:unet/*, generated:SEED:NUM_OPS, dump.hlo.gz, program.json.gz
 """
 
-import concurrent.futures
-import multiprocessing
-import resource
-import statistics
-import subprocess
+import itertools
+import os
+import platform
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
-from accelerator_flag import AcceleratorParser, NameSerializer
-from hwmodel.accelerator import Accelerator
+import benchmark_programs
+import benchmark_runs
+import benchmark_table
+import corpus
+import jax_malloc
+import json_lines
+from benchmark_runs import LOWER_BOUND, Failure, Job, Run
+from hwmodel import presets
+from jax_malloc.solvers import SOLVERS
+from jax_malloc.viz import extra
 
-# JAX and what needs it are imported by the functions that use them: a fresh process
-# imports this module too, and should pay only for what its plan needs.
-
-_ROWS = flags.DEFINE_list(
-    "rows",
-    ["import", "parse", "game", "solve"],
-    "What to measure, comma-separated: import, parse, game, solve.",
+_PROGRAMS = flags.DEFINE_list("programs", ["*"], "Words for programs, see above.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "test",
+    ["train", "validation", "test", "any"],
+    "Of the corpus. The shipped agent was trained on train.",
 )
-_RUNS = flags.DEFINE_integer("runs", 3, "Runs that each median is taken of.", 1)
-_HLO = flags.DEFINE_string(
-    "hlo",
-    None,
-    "Scheduled HLO text to parse, may be gzipped; if not given, a training step is "
-    "compiled for the CPU.",
+_TOPOLOGIES = flags.DEFINE_list(
+    "topologies", [], "That programs of the corpus were compiled for; all if empty."
 )
-_ACCESSES = flags.DEFINE_list(
-    "accesses", ["300", "3000"], "Program sizes to solve, in accesses, comma-separated."
-)
-_GAME_ACCESSES = flags.DEFINE_integer(
-    "game_accesses", 1000, "Accesses of the program that the game is played on.", 1
-)
-_GAMES = flags.DEFINE_integer("games", 64, "Games played side by side.", 1)
-_ACCELERATOR = flags.DEFINE(
-    AcceleratorParser(),
-    "accelerator",
-    "tpu_v5e",
-    "Machine to plan for.",
-    serializer=NameSerializer(),
+_PRESSURED_ONLY = flags.DEFINE_bool(
+    "pressured_only",
+    False,
+    "Only programs whose working set exceeds the fast memory of the accelerator.",
 )
 _SOLVERS = flags.DEFINE_list(
-    "solvers", ["greedy", "hybrid"], "To time, comma-separated."
+    "solvers",
+    ["xla_msa", "greedy", "milp", "annealing", "muzero", "hybrid", LOWER_BOUND],
+    f"To run; {LOWER_BOUND} adds the bound of linear programming.",
 )
-_TIME_LIMIT_S = flags.DEFINE_float(
-    "time_limit_s", None, "Seconds per solver; no limit if not given.", 0
+flags.register_validator(
+    "solvers",
+    lambda names: bool(names) and set(names) <= {*SOLVERS, LOWER_BOUND},
+    message=f"choose from {', '.join(SOLVERS)}, {LOWER_BOUND}",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of programs, games and solvers.", 0)
-
-Row = tuple[str, str]  # what was measured, and the figure with its unit
-
-
-def measure_imports(runs: int) -> Iterator[Row]:
-    """Seconds to import jax_malloc, by itself and on top of what it builds on."""
-    beneath, ours = "import jax, flax, mctx", "import jax_malloc"
-    # Names are imported when they are first used; this uses every one.
-    names = f"{ours}; [getattr(jax_malloc, name) for name in jax_malloc.__all__]"
-    times_s: dict[str, list[float]] = {}
-    # In turns, so that a load that comes and goes is on all of them alike.
-    for _ in range(runs):
-        for code in ("", beneath, ours, names, f"{beneath}; {names}"):
-            start_s = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            times_s.setdefault(code, []).append(time.perf_counter() - start_s)
-
-    def more_s(code: str, than: str) -> float:
-        pairs = zip(times_s[code], times_s[than], strict=True)
-        return statistics.median(a - b for a, b in pairs)
-
-    yield beneath, f"{more_s(beneath, ''):.2f} s"
-    yield ours, f"{more_s(ours, ''):.2f} s"
-    yield "every public name of it", f"{more_s(names, ''):.2f} s"
-    after_s = more_s(f"{beneath}; {names}", beneath)
-    yield "every public name, after jax, flax and mctx", f"{after_s:+.2f} s"
+_ACCELERATORS = flags.DEFINE_list(
+    "accelerators",
+    [],
+    "Presets, or .json or .toml files; if empty, what a program was compiled for.",
+)
+_FAST_MEMORY_MIB = flags.DEFINE_list(
+    "fast_memory_mib", [], "Sizes to try instead of the accelerator's own, in MiB."
+)
+_TIME_LIMITS_S = flags.DEFINE_list(
+    "time_limits_s", ["10"], "Seconds that a solver has; none lets it finish."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the solvers' random choices.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Processes at a time, a program each; 0 runs all in this one.", 0
+)
+_LABEL = flags.DEFINE_string(
+    "label", "", "Of the code, such as a commit: runs of another label are not reused."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", "benchmark_results", "Directory of the runs, the tables and the plots."
+)
+_PLOTS = flags.DEFINE_bool("plots", True, "Draw them; needs jax_malloc[viz].")
+_CORPUS = flags.DEFINE_string(
+    "corpus", os.fspath(corpus.DIRECTORY), "Directory of the corpus."
+)
 
 
-def measure_parser(path: str | None, runs: int) -> Iterator[Row]:
-    """Seconds per MB to read HLO text.
+def jobs_asked_for() -> list[Job]:
+    """What the flags ask for, the quick ones of a program first.
 
-    Args:
-      path: of the text; None compiles one.
+    Raises:
+      ValueError: one of them has no such value.
     """
-    from frontends import hlo
-
-    if path is None:
-        name, text = "a training step compiled for the CPU", _compiled_text()
-    else:
-        name, text = path, hlo.read_text(path)
-    megabytes = len(text.encode()) / 1e6
-    parse_s = _median_s(lambda: hlo.from_text(text), runs)
-    yield f"parse {name}", f"{parse_s:.2f} s for {megabytes:.2f} MB"
-    yield "parse 1 MB of HLO text", f"{parse_s / megabytes:.2f} s"
-
-
-def measure_game(
-    accesses: int, games: int, accelerator: Accelerator, seed: int, runs: int
-) -> Iterator[Row]:
-    """Steps per second of games with random actions, played side by side.
-
-    Args:
-      accesses: about how many the program has.
-      games: how many are played at once.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jax_malloc import board as board_lib
-    from jax_malloc import game, replay
-    from jax_malloc import problem as problem_lib
-
-    program = program_with(accesses, seed)
-    problem = problem_lib.build(program, accelerator)
-    board = board_lib.build(problem)
-    steps, length = int(board.num_accesses), len(board.access.op)
-    rng = np.random.default_rng(seed)
-    actions = jnp.asarray(
-        rng.integers(game.NUM_ACTIONS, size=(games, length)), jnp.int32
+    sources = benchmark_programs.find(
+        _PROGRAMS.value,
+        split=None if _SPLIT.value == "any" else _SPLIT.value,
+        topologies=_TOPOLOGIES.value,
+        directory=_CORPUS.value,
     )
-    slots = replay.slots_of(problem)
-
-    def play():
-        jax.block_until_ready(replay.play_many(board, actions, slots=slots))
-
-    start_s = time.perf_counter()
-    play()
-    first_s = time.perf_counter() - start_s
-    play_s = _median_s(play, runs)
-    name = f"game, {steps} accesses, {games} side by side"
-    yield name, f"{games * steps / play_s:,.0f} steps/s"
-    yield f"{name}: compile", f"{max(first_s - play_s, 0):.1f} s"
-
-
-def measure_solvers(
-    sizes: Sequence[int],
-    solvers: Sequence[str],
-    accelerator: Accelerator,
-    seed: int,
-    time_limit_s: float | None,
-) -> Iterator[Row]:
-    """Seconds of the first and of a later `solve`, and peak memory, in fresh processes.
-
-    Args:
-      sizes: programs to solve, in accesses.
-      time_limit_s: given to each solver.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    for program in (program_with(accesses, seed) for accesses in sizes):
-        for solver in solvers:
-            start_s = time.perf_counter()
-            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                job = pool.submit(
-                    solve_twice, program, solver, accelerator, seed, time_limit_s
+    sizes = [float(mib) for mib in _FAST_MEMORY_MIB.value]
+    limits = [_limit_s(value) for value in _TIME_LIMITS_S.value]
+    limits.sort(key=lambda s: (s is None, s))
+    seeds = [int(seed) for seed in _SEEDS.value]
+    if not limits or not seeds:
+        raise ValueError("--time_limits_s and --seeds need a value each.")
+    jobs = []
+    for source in sources:
+        for named in _ACCELERATORS.value or [source.topology]:
+            accelerator = presets.get(named)
+            if _PRESSURED_ONLY.value and (
+                benchmark_runs.working_set_share(source, accelerator) <= 1
+            ):
+                continue
+            machines = [
+                accelerator.replace(fast_capacity_bytes=round(mib * 2**20))
+                for mib in sizes
+            ]
+            for machine, limit_s, solver, seed in itertools.product(
+                machines or [accelerator], limits, dict.fromkeys(_SOLVERS.value), seeds
+            ):
+                job = Job(
+                    source=source,
+                    accelerator=machine,
+                    solver=solver,
+                    time_limit_s=limit_s,
+                    seed=seed,
+                    label=_LABEL.value,
                 )
-                second_s, peak_bytes = job.result()
-                first_s = time.perf_counter() - start_s - second_s
-            name = f"{solver}, {sum(1 for _ in program.accesses())} accesses"
-            yield f"{name}: a fresh process to its first plan", f"{first_s:.2f} s"
-            yield f"{name}: second plan", f"{second_s:.2f} s"
-            yield f"{name}: peak memory", f"{peak_bytes / 2**20:.0f} MiB"
+                if seed == seeds[0] or not _is_seedless(solver):
+                    jobs.append(job)
+    return jobs
 
 
-def solve_twice(
-    program,
-    solver: str,
-    accelerator: Accelerator,
-    seed: int,
-    time_limit_s: float | None,
-) -> tuple[float, int]:
-    """Seconds of the second of two solves, and the process's peak bytes."""
-    import jax_malloc
+def _limit_s(value: str) -> float | None:
+    return None if value == "none" else float(value)
 
-    for _ in range(2):
-        start_s = time.perf_counter()
-        jax_malloc.solve(
-            program, accelerator, solver=solver, seed=seed, time_limit_s=time_limit_s
+
+def _is_seedless(solver: str) -> bool:
+    """Whether every seed gives the same: nothing in it is random."""
+    return solver in ("all_slow", "greedy", "xla_msa", "milp", LOWER_BOUND)
+
+
+def make(jobs: Sequence[Job], path: Path) -> tuple[list[Run], list[Failure]]:
+    """The runs of all jobs, those that are not in the file yet being made.
+
+    Raises:
+      ValueError: the file is of something else.
+    """
+    made = {run.key: run for run in json_lines.read(path, Run)}
+    missing = [job for job in jobs if job.key not in made]
+    print(
+        f"{len(jobs)} runs, {len(jobs) - len(missing)} of them in {path}.",
+        file=sys.stderr,
+    )
+    failures = []
+    start_s = time.monotonic()
+    outcomes = benchmark_runs.execute_all(missing, _JOBS.value)
+    for number, outcome in enumerate(outcomes, 1):
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+            line = f"FAILED {outcome.job}: {outcome.message}"
+        else:
+            json_lines.append(path, outcome)
+            made[outcome.key] = outcome
+            line = _progress_line(outcome)
+        left_s = (time.monotonic() - start_s) / number * (len(missing) - number)
+        print(
+            f"[{number}/{len(missing)}, {left_s / 60:.0f} min left] {line}",
+            file=sys.stderr,
+            flush=True,
         )
-        solve_s = time.perf_counter() - start_s
-    return solve_s, _peak_bytes()
+    return [made[job.key] for job in jobs if job.key in made], failures
 
 
-def _peak_bytes() -> int:
-    """Most memory that this process has had."""
-    # On Linux, ru_maxrss of a process that was started by a larger one is the larger
-    # one's; the kernel's own record of this program alone is elsewhere.
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="utf-8") as f:
-            fields = dict(line.split(":", 1) for line in f)
-        return int(fields["VmHWM"].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
+def _progress_line(run: Run) -> str:
+    cold = "" if run.cold_s is None else f", cold {run.cold_s:.2f} s"
+    return (
+        f"{run.program} on {run.accelerator}, {run.fast_bytes / 2**20:g} MiB, "
+        f"{run.solver}, seed {run.seed}: {run.latency_s / run.greedy_s:.4f} of "
+        f"greedy's latency in {run.wall_s:.2f} s{cold}"
+    )
 
 
-def program_with(accesses: int, seed: int):
-    """A random training step with about so many accesses."""
-    from jax_malloc import generate
-
-    num_ops = accesses // 4 + 1
-    for _ in range(4):
-        program = generate.random_program(
-            seed, num_ops=num_ops, family="transformer", training=True, pressure=2.0
-        )
-        found = sum(1 for _ in program.accesses())
-        num_ops = max(1, round(num_ops * accesses / found))
-    return program
-
-
-def _compiled_text() -> str:
-    import jax
-
-    import model_zoo
-
-    step, arguments = model_zoo.transformer(causal=True, training=True)
-    return jax.jit(step).lower(*arguments).compile().as_text()
-
-
-def _median_s(call, runs: int) -> float:
-    times_s = []
-    for _ in range(runs):
-        start_s = time.perf_counter()
-        call()
-        times_s.append(time.perf_counter() - start_s)
-    return statistics.median(times_s)
+def header() -> str:
+    """What a reader needs to make the tables again."""
+    machine = f"{os.cpu_count()} {platform.machine()} cores, --jobs={_JOBS.value}"
+    label = f" ({_LABEL.value})" if _LABEL.value else ""
+    return (
+        f"`python {shlex.join(sys.argv)}`, jax_malloc {jax_malloc.__version__}{label}, "
+        f"Python {platform.python_version()}, {machine}."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # not a line per backend that JAX lacks
-    seed, accelerator, runs = _SEED.value, _ACCELERATOR.value, _RUNS.value
-    measures = {
-        "import": lambda: measure_imports(runs),
-        "parse": lambda: measure_parser(_HLO.value, runs),
-        "game": lambda: measure_game(
-            _GAME_ACCESSES.value, _GAMES.value, accelerator, seed, runs
-        ),
-        "solve": lambda: measure_solvers(
-            [int(n) for n in _ACCESSES.value],
-            _SOLVERS.value,
-            accelerator,
-            seed,
-            _TIME_LIMIT_S.value,
-        ),
-    }
-    unknown = set(_ROWS.value) - measures.keys()
-    if unknown:
-        raise app.UsageError(
-            f"--rows: no {', '.join(sorted(unknown))}; there are {', '.join(measures)}"
-        )
-    from jax_malloc import report
+    output = Path(_OUTPUT.value)
+    try:
+        if _PLOTS.value:
+            extra.load("matplotlib", "--plots")
+        jobs = jobs_asked_for()
+        if not jobs:
+            sys.exit("no program is left: none of those found is pressured.")
+        output.mkdir(parents=True, exist_ok=True)
+        runs, failures = make(jobs, output / "runs.jsonl")
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
+    text = f"{header()}\n\n{benchmark_table.markdown(runs)}"
+    (output / "table.md").write_text(text, encoding="utf-8")
+    (output / "table.csv").write_text(
+        benchmark_table.comma_separated(runs), encoding="utf-8"
+    )
+    print(text)
+    if _PLOTS.value:
+        import benchmark_plots
 
-    table = report.text_table("measured on this machine", "")
-    for name in _ROWS.value:
-        for row in measures[name]():
-            table.add_row(*row)
-        table.add_section()
-    print(report.plain_text(table))
+        for path in benchmark_plots.save(runs, output):
+            print(path)
+    if failures:
+        sys.exit("\n".join(f"{failure.job}: {failure.message}" for failure in failures))
 
 
 if __name__ == "__main__":

@@ -36,21 +36,24 @@ def training_step(
     *inputs: jax.ShapeDtypeStruct,
     target: jax.ShapeDtypeStruct,
     optimizer: optax.GradientTransformation | None = None,
+    loss_of: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     **apply_kwargs: Any,
 ) -> Case:
     """One optimizer step with float32 parameters, and the shapes of its arguments.
 
     The function takes `(params, state, optimizer_state, *inputs, target)` and returns
-    the first three, updated, and the loss: cross-entropy where the target holds class
-    indices, mean squared error otherwise.
+    the first three, updated, and the loss.
 
     Args:
       inputs: of the model.
       target: of the loss.
       optimizer: Adam, if None.
+      loss_of: of output and target; if None, cross-entropy where the target holds class
+        indices, mean squared error otherwise.
       apply_kwargs: of the model, such as `training=True`.
     """
     optimizer = optimizer or optax.adam(1e-3)
+    loss_of = loss_of or _loss
     state = dict(jax.eval_shape(model.init, jax.random.key(0), *inputs))
     params = state.pop("params")
     optimizer_state = jax.eval_shape(optimizer.init, params)
@@ -65,7 +68,7 @@ def training_step(
                 mutable=list(state),
                 **apply_kwargs,
             )
-            return _loss(out.astype(jnp.float32), target), new_state
+            return loss_of(out.astype(jnp.float32), target), new_state
 
         grad = jax.value_and_grad(loss_and_state, has_aux=True)
         (loss, new_state), grads = grad(params)
@@ -74,6 +77,12 @@ def training_step(
         return params, new_state, new_optimizer_state, loss
 
     return step, (params, state, optimizer_state, *inputs, target)
+
+
+def in_place(case: Case) -> Case:
+    """A training step that may overwrite parameters and state, as training loops do."""
+    step, arguments = case
+    return jax.jit(step, donate_argnums=(0, 1, 2)), arguments
 
 
 def mlp(

@@ -218,3 +218,16 @@ class Lstm(nn.Module):
         for _ in range(self.layers):
             x = nn.RNN(nn.OptimizedLSTMCell(x.shape[-1], dtype=self.dtype))(x)
         return x
+
+
+class Gru(nn.Module):
+    """Stacked GRU layers over `[batch, time, width]`, one loop each."""
+
+    layers: int
+    dtype: Any = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(self.layers):
+            x = nn.RNN(nn.GRUCell(x.shape[-1], dtype=self.dtype))(x)
+        return x

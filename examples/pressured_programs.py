@@ -68,7 +68,7 @@ def llama_training(
     """A training step of a small Llama on 4,096 tokens, in sequences of 1,024."""
     model = Llama(layers, width, width // 128, width // 512, 11 * width // 4)
     tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
-    return _in_place(model_zoo.training_step(model, tokens, target=tokens))
+    return model_zoo.in_place(model_zoo.training_step(model, tokens, target=tokens))
 
 
 def mixture_of_experts(
@@ -77,7 +77,7 @@ def mixture_of_experts(
     """A training step of a Mixtral-like model with eight experts per layer."""
     model = Llama(layers, width, width // 128, width // 512, 7 * width // 2, experts=8)
     tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
-    return _in_place(model_zoo.training_step(model, tokens, target=tokens))
+    return model_zoo.in_place(model_zoo.training_step(model, tokens, target=tokens))
 
 
 def cached_decoding(
@@ -107,7 +107,7 @@ def t5_training(
     """A training step of T5 1.1 Base, with one layer in each of its two stacks."""
     x = jax.ShapeDtypeStruct((batch, source), jnp.int32)
     y = jax.ShapeDtypeStruct((batch, target), jnp.int32)
-    return _in_place(model_zoo.training_step(T5(layers), x, y, target=y))
+    return model_zoo.in_place(model_zoo.training_step(T5(layers), x, y, target=y))
 
 
 def alphatensor_matmul(*, size: int = 6144, factorization: str = "laderman") -> Case:
@@ -138,9 +138,3 @@ PRESSURED: Mapping[str, Callable[[], Case]] = {
 
 def _images(batch: int, image: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, image, image, 3), jnp.bfloat16)
-
-
-def _in_place(case: Case) -> Case:
-    """The case with parameters and optimizer state donated, as a training loop does."""
-    step, arguments = case
-    return jax.jit(step, donate_argnums=(0, 1, 2)), arguments

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from jax_malloc import report
@@ -61,39 +59,6 @@ def key(
     return program, topology, tuple(sorted(settings.items()))
 
 
-def read(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a file; none if there is no file. A line that was cut off is skipped.
-
-    Raises:
-      ValueError: naming the line, if one is JSON and not a row.
-    """
-    if not os.path.exists(path):
-        return []
-    rows = []
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                rows.append(Row(**json.loads(line)))
-            except json.JSONDecodeError:
-                continue  # the run ended while it was being written
-            except TypeError as error:
-                raise ValueError(
-                    f"{os.fspath(path)}, line {number}: not a row of this study "
-                    f"({error}). Give another --output."
-                ) from None
-    return rows
-
-
-def append(path: str | os.PathLike[str], row: Row) -> None:
-    """Adds a row's line to a file, on a line of its own whatever the file ends in."""
-    with open(path, "a+b") as f:
-        if f.tell() > 0:
-            f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n":
-                f.write(b"\n")
-        f.write(json.dumps(dataclasses.asdict(row)).encode() + b"\n")
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """A table of latencies and a table of seconds for each topology."""
     topologies = dict.fromkeys(row.topology for row in rows)
@@ -137,7 +102,7 @@ def _latencies(rows: Sequence[Row]) -> str:
         ]
         means.append(f"{geometric_mean(ratios):.4f}" if ratios else "")
     lines.append(["XLA / column, geometric mean", "", "", *means])
-    return _table(headings, lines)
+    return markdown_table(headings, lines)
 
 
 def _seconds(rows: Sequence[Row]) -> str:
@@ -149,9 +114,10 @@ def _seconds(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _table(["program", *columns], lines)
+    return markdown_table(["program", *columns], lines)
 
 
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text, the others figures."""
     rule = ["---", *("---:" for _ in headings[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))

@@ -25,6 +25,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 import jax_malloc
+import json_lines
 import model_zoo
 import pressured_programs
 import results_table
@@ -170,7 +171,9 @@ def main(argv: Sequence[str]) -> None:
         "seed": _SEED.value,
     }
     try:
-        rows = {row.key: row for row in results_table.read(_OUTPUT.value)}
+        rows = {
+            row.key: row for row in json_lines.read(_OUTPUT.value, results_table.Row)
+        }
     except ValueError as error:
         sys.exit(str(error))
     shown, failed = [], []
@@ -183,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
             except RuntimeError as error:  # a study goes on without it
                 failed.append(f"{name} on {topology}: {error}")
                 continue
-            results_table.append(_OUTPUT.value, rows[key])
+            json_lines.append(_OUTPUT.value, rows[key])
         shown.append(rows[key])
     text = f"{header(settings, sys.argv)}\n{results_table.markdown(shown)}"
     Path(_OUTPUT.value).with_suffix(".md").write_text(text, encoding="utf-8")

@@ -1,11 +1,15 @@
-"""Trains the MuZero agent by self-play on generated and lowered programs.
+"""Trains the MuZero agent by self-play on the corpus and on generated programs.
 
-Programs come from the random generator (jax_malloc.generate) and from the flax model
-zoo (model_zoo.py), lowered through StableHLO, each planned for several machines. A run
-directory holds the state (the run resumes from it), the best checkpoint and
-metrics.csv.
+Programs: the training families of the corpus (corpus.py), each on the machine that it
+was compiled for and on variants of it, and random programs (jax_malloc.generate). The
+validation families choose the best checkpoint; the test families are not touched. A run
+directory holds the state (the run resumes from it), the best checkpoint, the
+demonstrations, metrics.csv and event files for TensorBoard.
 
     python examples/train_agent.py --run_dir=runs/first --minutes=30
+
+Several hosts train one agent: start the program on each with --coordinator, --processes
+and --process.
 """
 
 from __future__ import annotations
@@ -20,111 +24,167 @@ import jax
 import numpy as np
 from absl import app, flags
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
-import model_zoo
-from frontends import stablehlo
+import corpus
 from frontends.program import Program
 from hwmodel import presets
 from hwmodel.accelerator import Accelerator
-from jax_malloc import board as board_lib
-from jax_malloc import generate, replay
+from jax_malloc import generate
 from jax_malloc import problem as problem_lib
 from jax_malloc.agent import evaluation, training
+from jax_malloc.agent.config import TrainConfig
+from jax_malloc.agent.network import NetworkConfig
 from jax_malloc.problem import Problem
+from jax_malloc.solvers import greedy
 
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/agent", "Directory of the run.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "Minutes of training.", 0.0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of programs, parameters and games.", 0)
-_GENERATED = flags.DEFINE_integer("generated", 240, "Generated programs.", 1)
-_ZOO = flags.DEFINE_bool("zoo", True, "Also train on the flax model zoo.")
+_GENERATED = flags.DEFINE_integer("generated", 240, "Generated programs.", 0)
+_VARIANTS = flags.DEFINE_integer(
+    "variants", 3, "Machines that a program of the corpus is planned for.", 1
+)
 _MAX_ACCESSES = flags.DEFINE_integer(
     "max_accesses", 512, "Longest program to train on, in accesses.", 16
 )
 _NUM_GAMES = flags.DEFINE_integer("num_games", 64, "Games side by side.", 1)
-_SIMULATIONS = flags.DEFINE_integer("simulations", 16, "Simulations per move.", 1)
+_SIMULATIONS = flags.DEFINE_integer("simulations", 16, "Simulations per move.", 0)
+_UPDATES = flags.DEFINE_integer("updates", 40, "Updates per batch of games.", 1)
+_REANALYSED = flags.DEFINE_integer(
+    "reanalysed", 4096, "Positions whose targets are made anew per batch of games.", 0
+)
+_DEMONSTRATED = flags.DEFINE_list(
+    "demonstrated", ["0.5", "0.2"], "Share of demonstrations, at the start and the end."
+)
+_CURRICULUM = flags.DEFINE_float(
+    "curriculum",
+    0.2,
+    "Share of the run until programs of all lengths are played.",
+    0,
+    1,
+)
+_HIDDEN = flags.DEFINE_integer("hidden", 256, "Width of the representation.", 2)
+_LATENT = flags.DEFINE_integer("latent", 128, "Width of the latent state.", 2)
 _EVALUATE = flags.DEFINE_float(
     "evaluate_every_minutes", 3.0, "Minutes between evaluations.", 0.0
 )
-_HELD_OUT = flags.DEFINE_integer("held_out", 12, "Generated programs held out.", 1)
+_HELD_OUT = flags.DEFINE_integer("held_out", 8, "Generated programs held out.", 1)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address of the first process, host:port."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Processes in all.", 1)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is.", 0)
 
-# Machines that the programs are planned for: fast memory of 1/4 to 1 of a TPU v5e's, so
-# that programs of all sizes feel the pressure, and slower or faster slow memory.
-_CAPACITY_SHARES = (0.25, 0.5, 1.0, 1.0)
+# Fast memory between this and the larger number, so that programs of all sizes feel the
+# pressure; and slower or faster slow memory.
+_FAST_BYTES = (8 * 2**20, 192 * 2**20)
 _BANDWIDTH_FACTORS = (0.7, 1.0, 1.0, 1.6)
+_MACHINES = ("tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e")
 
 
-def machine(rng: np.random.Generator) -> Accelerator:
+def machine(rng: np.random.Generator, base: str) -> Accelerator:
     """A preset with a fast memory and a slow bandwidth of its own."""
-    base = presets.get(str(rng.choice(["tpu_v5e", "tpu_v6e", "tpu_v4", "tpu_v5p"])))
-    capacity = base.fast.usable_bytes * rng.choice(_CAPACITY_SHARES)
+    preset = presets.get(base)
+    low, high = np.log(_FAST_BYTES)
     fast = dataclasses.replace(
-        base.fast,
-        capacity_bytes=int(capacity) + base.fast.reserved_bytes,
+        preset.fast,
+        capacity_bytes=int(np.exp(rng.uniform(low, high))) + preset.fast.reserved_bytes,
     )
     slow = dataclasses.replace(
-        base.slow,
-        bandwidth_bytes_per_s=base.slow.bandwidth_bytes_per_s
+        preset.slow,
+        bandwidth_bytes_per_s=preset.slow.bandwidth_bytes_per_s
         * float(rng.choice(_BANDWIDTH_FACTORS)),
     )
-    return dataclasses.replace(base, fast=fast, slow=slow)
+    return dataclasses.replace(preset, fast=fast, slow=slow)
 
 
 def generated(seeds: range) -> Iterator[Problem]:
     """Random programs, each on a machine of its own."""
     for seed in seeds:
         rng = np.random.default_rng((seed, 1))
-        program = generate.random_program(seed, num_ops=int(rng.integers(15, 130)))
-        yield problem_lib.build(program, machine(rng))
+        program = generate.random_program(seed, num_ops=int(rng.integers(15, 160)))
+        yield from runnable(program, machine(rng, str(rng.choice(_MACHINES))))
 
 
-def lowered(held_out: bool) -> Iterator[Program]:
-    """The zoo's programs: those held out for evaluation, or the others."""
-    for name, make in model_zoo.ZOO.items():
-        if (model_zoo.family(name) in model_zoo.HELD_OUT) == held_out:
-            f, args = make()
-            yield stablehlo.from_jax(f, *args, name=name)
+def augmented(program: Program, topology: str, variants: int) -> Iterator[Problem]:
+    """A program on the machine that it was compiled for, and on variants of it."""
+    yield problem_lib.build(program, presets.get(topology))
+    rng = np.random.default_rng(list(program.name.encode()))
+    for _ in range(variants - 1):
+        yield from runnable(program, machine(rng, topology))
+
+
+def runnable(program: Program, accelerator: Accelerator) -> Iterator[Problem]:
+    """The problem; nothing if an op alone needs more fast memory than there is."""
+    scoped = max((op.scoped_bytes for op in program.ops), default=0)
+    if scoped <= accelerator.fast.usable_bytes:
+        yield problem_lib.build(program, accelerator)
 
 
 def usable(problem: Problem, longest: int) -> bool:
     """Whether it has something to decide, and not too much."""
     n = int(problem.eligible[problem.access_buffer].sum())
-    return 16 <= n <= longest and len(problem.program.ops) <= longest
+    return 16 <= n <= longest and len(problem.program.ops) <= 2 * longest
 
 
-def keep_all_s(problem: Problem) -> float:
-    """Seconds of the game that always plays NO_COPY: what no learning gives."""
-    board = board_lib.build(problem)
-    actions = np.zeros(len(board.access.op), np.int32)
-    moves = replay.play(board, actions, slots=replay.slots_of(problem))
-    return problem.evaluate(replay.to_mapping(problem, moves)).latency_s
+def under_pressure(problem: Problem) -> bool:
+    """Whether not everything fits, so that there is something to choose."""
+    live = np.zeros(len(problem.program.ops) + 1)
+    for buffer_id in np.flatnonzero(problem.eligible):
+        buffer = problem.program.buffers[buffer_id]
+        live[buffer.live.start] += problem.size_granules[buffer_id]
+        live[buffer.live.end] -= problem.size_granules[buffer_id]
+    return bool(np.cumsum(live).max() > problem.capacity_granules)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    console = Console()
+    if _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    # A resumed run compiles nothing again.
+    jax.config.update(
+        "jax_compilation_cache_dir", os.path.join(_RUN_DIR.value, "compiled")
+    )
+    console = Console(quiet=jax.process_index() > 0)
     seed, count, held = _SEED.value, _GENERATED.value, _HELD_OUT.value
     first = 1_000_000 * (seed + 1)
-    corpus = list(track(generated(range(first, first + count)), "Generating", count))
+    problems = list(track(generated(range(first, first + count)), "Generating", count))
     test = list(generated(range(first + count, first + count + held)))
-    if _ZOO.value:
-        rng = np.random.default_rng(seed)
-        for program in lowered(held_out=False):
-            for _ in range(4):
-                corpus.append(problem_lib.build(program, machine(rng)))
-        for program in lowered(held_out=True):
-            test.append(problem_lib.build(program, presets.get("tpu_v5e")))
-    corpus = [p for p in corpus if usable(p, _MAX_ACCESSES.value)]
-    test = [p for p in test if usable(p, _MAX_ACCESSES.value)]
-    console.print(f"{len(corpus)} programs to train on, {len(test)} held out")
-    baseline = {i: keep_all_s(p) for i, p in enumerate(track(test, "Baseline"))}
-    config = training.TrainConfig(
+    families: dict[str, set[str]] = {"train": set(), "validation": set()}
+    for entry in track(corpus.read(), "Reading the corpus"):
+        if entry.split not in families:
+            continue
+        families[entry.split].add(entry.family)
+        program = dataclasses.replace(
+            entry.load(), name=f"{entry.name}@{entry.topology}"
+        )
+        if entry.split == "train":
+            problems += augmented(program, entry.topology, _VARIANTS.value)
+        else:
+            test += augmented(program, entry.topology, 1)
+    problems = [
+        p for p in problems if usable(p, _MAX_ACCESSES.value) and under_pressure(p)
+    ]
+    test = [p for p in test if usable(p, _MAX_ACCESSES.value) and under_pressure(p)]
+    console.print(f"{len(problems)} programs to train on, {len(test)} held out")
+    baseline = {
+        i: p.evaluate(greedy.solve(p)).latency_s
+        for i, p in enumerate(track(test, "Greedy"))
+    }
+    start, end = map(float, _DEMONSTRATED.value)
+    config = TrainConfig(
+        network=NetworkConfig(hidden=_HIDDEN.value, latent=_LATENT.value),
         seed=seed,
         minutes=_MINUTES.value,
         num_games=_NUM_GAMES.value,
         num_simulations=_SIMULATIONS.value,
+        updates=_UPDATES.value,
+        reanalysed=_REANALYSED.value,
+        demonstrated=(start, end),
+        curriculum=_CURRICULUM.value,
         evaluate_every_minutes=_EVALUATE.value,
     )
     header = {
@@ -133,15 +193,11 @@ def main(argv: list[str]) -> None:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "jax": jax.__version__,
         "trained_on": {
-            "problems": len(corpus),
+            "problems": len(problems),
             "generated_seeds": [first, first + count],
-            "zoo_families": sorted(
-                set(map(model_zoo.family, model_zoo.ZOO)) - set(model_zoo.HELD_OUT)
-            )
-            if _ZOO.value
-            else [],
+            "families": sorted(families["train"]),
         },
-        "held_out": [p.program.name for p in test],
+        "held_out": sorted(families["validation"]),
     }
 
     def report(row: dict) -> None:
@@ -152,14 +208,21 @@ def main(argv: list[str]) -> None:
             table.add_row(name, f"{value:.4g}")
         console.print(table)
 
-    training.train(
-        config,
-        corpus,
-        lambda network, params: evaluation.scores(network, params, test, baseline),
-        _RUN_DIR.value,
-        header=header,
-        report=report,
-    )
+    with Progress(console=console) as progress:
+        bar = progress.add_task("Demonstrations", total=len(problems))
+
+        def prepared(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        training.train(
+            config,
+            problems,
+            lambda network, params: evaluation.scores(network, params, test, baseline),
+            _RUN_DIR.value,
+            header=header,
+            report=report,
+            prepared=prepared,
+        )
     console.print(f"best checkpoint: {os.path.join(_RUN_DIR.value, 'best.msgpack')}")
 
 

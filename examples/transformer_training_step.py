@@ -1,14 +1,17 @@
 """The training step of a GPT, planned from start to end without a weight or a device.
 
-Traces a Flax transformer with Adam on shapes alone, lowers it to StableHLO and compares
-what the solvers make of it. Latencies are predicted by the accelerator's model.
+Traces a Flax transformer with Adam on shapes alone, lowers it to StableHLO, or compiles
+it as the TPU compiler does, and compares what the solvers make of it. Latencies are
+predicted by the accelerator's model; seconds are measured.
 
     python examples/transformer_training_step.py
     python examples/transformer_training_step.py --layers=12 --width=768 --heads=12
+    python examples/transformer_training_step.py --lowering=tpu  # needs the extra tpu
     python examples/transformer_training_step.py --out_dir=runs/demo  # with pictures
 """
 
 import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -20,7 +23,7 @@ import jax_malloc
 import model_zoo
 import solver_table
 from accelerator_flag import AcceleratorParser, NameSerializer
-from frontends import stablehlo
+from frontends import stablehlo, tpu
 from jax_malloc import problem as problem_lib
 from jax_malloc.solvers import SOLVERS
 
@@ -42,6 +45,12 @@ _ACCELERATOR = flags.DEFINE(
     "tpu_v5e",
     "Machine to plan for.",
     serializer=NameSerializer(),
+)
+_LOWERING = flags.DEFINE_enum(
+    "lowering",
+    "stablehlo",
+    ["stablehlo", "tpu"],
+    "Reads StableHLO, or what libtpu compiles for the machine.",
 )
 _SOLVERS = flags.DEFINE_list(
     "solvers",
@@ -85,12 +94,20 @@ def main(argv: Sequence[str]) -> None:
     )
     # Parameters and optimizer state are updated in place, as any real loop does.
     step = jax.jit(step, donate_argnums=(0, 1, 2))
-    tiling = problem_lib.tiling_of(_ACCELERATOR.value)
-    program = stablehlo.from_jax(step, *arguments, tiling=tiling)
+    if _LOWERING.value == "tpu":
+        # A cache of its own, so that the seconds are those of a first time.
+        with tempfile.TemporaryDirectory() as cache_dir:
+            program = tpu.compile(
+                step, *arguments, topology=_ACCELERATOR.value.name, cache_dir=cache_dir
+            )
+    else:
+        tiling = problem_lib.tiling_of(_ACCELERATOR.value)
+        program = stablehlo.from_jax(step, *arguments, tiling=tiling)
     parameters = sum(x.size for x in jax.tree.leaves(arguments[0]))
     print(
         f"{parameters / 1e6:.1f} M parameters, {len(program.ops)} ops, "
-        f"{len(program.buffers)} buffers, read in {time.perf_counter() - start_s:.1f} s"
+        f"{len(program.buffers)} buffers, {sum(1 for _ in program.accesses())} "
+        f"accesses, read in {time.perf_counter() - start_s:.1f} s"
     )
     results = solver_table.run_solvers(
         program,

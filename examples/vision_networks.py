@@ -6,13 +6,14 @@ Parameters are float32 and activations of `dtype`, as in mixed-precision trainin
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from networks import Attention
+from networks import Attention, TransformerBlock
 
 
 class ConvNeXtBlock(nn.Module):
@@ -56,7 +57,10 @@ class ConvNeXt(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """EfficientNet's MBConv: widen, convolve in depth, squeeze and excite, narrow."""
+    """Widen, convolve in depth, squeeze and excite, narrow: EfficientNet's MBConv.
+
+    MobileNetV2's block without `squeeze`.
+    """
 
     channels: int
     expansion: int
@@ -64,6 +68,8 @@ class InvertedBottleneck(nn.Module):
     stride: int
     training: bool = False
     dtype: Any = jnp.bfloat16
+    squeeze: bool = True
+    activation: Callable[[jax.Array], jax.Array] = nn.silu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,11 +77,14 @@ class InvertedBottleneck(nn.Module):
         norm = _batch_norm(self.training, self.dtype)
         wide = self.expansion * x.shape[-1]
         kernel, stride = (self.kernel, self.kernel), (self.stride, self.stride)
-        y = nn.silu(norm()(conv(wide, (1, 1))(x))) if self.expansion > 1 else x
-        y = nn.silu(norm()(conv(wide, kernel, stride, feature_group_count=wide)(y)))
-        gate = nn.silu(nn.Dense(x.shape[-1] // 4, dtype=self.dtype)(y.mean((1, 2))))
-        gate = nn.sigmoid(nn.Dense(wide, dtype=self.dtype)(gate))
-        y = norm()(conv(self.channels, (1, 1))(y * gate[:, None, None]))
+        act = self.activation
+        y = act(norm()(conv(wide, (1, 1))(x))) if self.expansion > 1 else x
+        y = act(norm()(conv(wide, kernel, stride, feature_group_count=wide)(y)))
+        if self.squeeze:
+            gate = act(nn.Dense(x.shape[-1] // 4, dtype=self.dtype)(y.mean((1, 2))))
+            gate = nn.sigmoid(nn.Dense(wide, dtype=self.dtype)(gate))
+            y *= gate[:, None, None]
+        y = norm()(conv(self.channels, (1, 1))(y))
         return x + y if x.shape == y.shape else y
 
 
@@ -110,6 +119,71 @@ class EfficientNet(nn.Module):
                 )(x)
         x = nn.silu(norm()(conv(1280, (1, 1))(x)))
         return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
+
+
+class MobileNet(nn.Module):
+    """Images to logits; the defaults are MobileNetV2's.
+
+    Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+    arXiv 1801.04381, table 2.
+    """
+
+    blocks: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
+    channels: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
+    classes: int = 1000
+    dtype: Any = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, training: bool = False) -> jax.Array:
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = _batch_norm(training, self.dtype)
+        x = nn.relu6(norm()(conv(32, (3, 3), (2, 2))(x)))
+        for stage, count in enumerate(self.blocks):
+            for block in range(count):
+                x = InvertedBottleneck(
+                    channels=self.channels[stage],
+                    expansion=6 if stage > 0 else 1,
+                    kernel=3,
+                    stride=self.strides[stage] if block == 0 else 1,
+                    training=training,
+                    dtype=self.dtype,
+                    squeeze=False,
+                    activation=nn.relu6,
+                )(x)
+        x = nn.relu6(norm()(conv(1280, (1, 1))(x)))
+        return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
+
+
+class ViT(nn.Module):
+    """Images to logits by a transformer on patches; the defaults are ViT-B/16's.
+
+    Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    patch: int = 16
+    classes: int = 1000
+    dtype: Any = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        patch = (self.patch, self.patch)
+        x = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype)(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        of_class = self.param("class", nn.initializers.zeros, (1, 1, self.width))
+        of_class = jnp.broadcast_to(of_class, (x.shape[0], 1, self.width))
+        x = jnp.concatenate([of_class.astype(self.dtype), x], 1)
+        positions = self.param(
+            "positions", nn.initializers.normal(0.02), (x.shape[1], self.width)
+        )
+        x += positions.astype(self.dtype)
+        for _ in range(self.layers):
+            x = TransformerBlock(self.heads, dtype=self.dtype)(x)
+        x = nn.LayerNorm(dtype=self.dtype)(x[:, 0])
+        return nn.Dense(self.classes, dtype=self.dtype)(x)
 
 
 class DenseNet(nn.Module):

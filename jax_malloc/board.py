@@ -23,6 +23,10 @@ BUCKETS = tuple(
     int(2**k * m) for k in range(6, 15) for m in (1, 1.5)
 )  # 64, 96, 128, ... 24576
 
+# Times are whole multiples of this many units: sums of up to 1024 units are then exact
+# in float32, in whatever order they are taken.
+_TICK = 2.0**-14
+
 NEVER = 2**30  # a time after every schedule
 
 
@@ -45,6 +49,8 @@ class Access(NamedTuple):
     ends_slow: the last access of a program output, which must be in slow memory at the
       end.
     depth: loop depth of the boundaries at which the buffer's copies may start and end.
+    over: `[N, 2]` rows of buffers whose last access is by the same op, and which the
+      op may write this one over (`Op.reuses`); -1 for none.
     """
 
     op: jax.Array
@@ -65,6 +71,7 @@ class Access(NamedTuple):
     next_follows: jax.Array
     ends_slow: jax.Array
     depth: jax.Array
+    over: jax.Array
 
 
 class Board(NamedTuple):
@@ -130,11 +137,18 @@ def rows(problem: Problem) -> Rows:
     return Rows(access, np.unique(problem.access_buffer[access]))
 
 
+def least_length(problem: Problem) -> int:
+    """Rows that a board of the problem needs, without padding."""
+    chosen = rows(problem)
+    num_ops = len(problem.program.ops)
+    return max(len(chosen.access), num_ops, len(chosen.buffer), 1)
+
+
 def build(problem: Problem, length: int | None = None) -> Board:
     """The board of a problem, padded to `length` rows (default: its bucket)."""
     chosen = rows(problem)
     n, num_ops = len(chosen.access), len(problem.program.ops)
-    length = length or bucket(max(n, num_ops, len(chosen.buffer), 1))
+    length = length or bucket(least_length(problem))
     unit_s = max(problem.all_slow_latency_s, 1e-12) / 1000
     access, spare = _access_rows(problem, chosen, unit_s)
     model = problem.latency
@@ -144,14 +158,16 @@ def build(problem: Problem, length: int | None = None) -> Board:
 
     def padded(x, fill=0, size=length):
         x = np.asarray(x)
-        out = np.full(size, fill, x.dtype)
+        out = np.full((size, *x.shape[1:]), fill, x.dtype)
         out[: len(x)] = x
         if x.dtype.kind == "f":
-            return out.astype(np.float32)
+            return (np.round(out / _TICK) * _TICK).astype(np.float32)
         return out.astype(bool if x.dtype == bool else np.int32)
 
     return Board(
-        access=Access(**{k: padded(v) for k, v in access.items()}),
+        access=Access(
+            **{k: padded(v, -1 if k == "over" else 0) for k, v in access.items()}
+        ),
         num_accesses=np.int32(n),
         num_ops=np.int32(num_ops),
         floor=padded(model.floor_s / unit_s),
@@ -277,4 +293,18 @@ def _access_rows(problem: Problem, chosen: Rows, unit_s: float):
         "next_follows": has_next & follows[following],
         "ends_slow": is_output & ~has_next,
         "depth": np.array([len(b) for b in below])[home[buffers]],
+        "over": _over(
+            problem, chosen, ops, buffers, defines & (ready_by == hold_until)
+        ),
     }, spare / unit_s
+
+
+def _over(problem: Problem, chosen: Rows, ops, buffers, possible) -> np.ndarray:
+    """`[n, 2]` rows of the first buffers that each access may be written over."""
+    over = np.full((len(ops), 2), -1)
+    row = {b: i for i, b in enumerate(chosen.buffer.tolist())}
+    for i in np.flatnonzero(possible):
+        reuses = problem.program.ops[ops[i]].reuses
+        operands = [row[x] for x, y in reuses if y == buffers[i] and x in row]
+        over[i, : len(operands)] = operands[:2]
+    return over

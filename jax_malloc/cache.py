@@ -112,6 +112,10 @@ def open_cache(directory: str | os.PathLike[str] | bool | None = None) -> PlanCa
         return cache
 
 
+# Raised within a version when solvers find other plans.
+_REVISION = 2
+
+
 def plan_key(
     program: Program,
     accelerator: Accelerator,
@@ -123,6 +127,7 @@ def plan_key(
     """Hex digest of everything that a plan follows from, this package's version too."""
     parts = [
         jax_malloc.__version__,
+        _REVISION,
         program.fingerprint,
         accelerator.cache_key,
         solver,

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_malloc.board import NEVER
+
 
 class CopyTime(NamedTuple):
     """When a copy runs.
 
     start, done: `[]` int32 boundaries. hidden: `[]` units that the ops in between
-    cover, stall: `[]` units that they do not.
+    cover, stall: `[]` units that ops wait.
     """
 
     start: jax.Array
@@ -46,19 +48,47 @@ def earliest_done(credit, allowed, units, start, deadline) -> CopyTime:
     return CopyTime(start, done, hidden, units - hidden)
 
 
-def latest_start(credit, allowed, units, earliest, deadline) -> CopyTime:
-    """A copy that is done by `deadline` and begins as late as it can be hidden.
+def latest_start(credit, allowed, units, earliest, deadline, due) -> CopyTime:
+    """A copy that is done by `deadline` and begins as late as waits least.
 
-    It begins at the first allowed boundary from `earliest` on if nothing later hides
-    it.
+    It waits for what ops do not hide; and copies that begin after it and are due before
+    it wait for all of it, since copies are served in the order in which they begin.
+
+    Args:
+      credit, allowed, units, earliest, deadline: as for `earliest_done`; it may begin
+        at `deadline` if nothing else is allowed.
+      due: `[T + 1]` int32, when the first of the copies that begin at each boundary
+        must be done; `NEVER` without one.
     """
     boundary = jnp.arange(credit.shape[0])
+    last = credit.shape[0] - 1
     allowed = allowed & (boundary >= earliest) & (boundary <= deadline)
-    free = credit[jnp.clip(deadline, 0, credit.shape[0] - 1)] - credit
-    enough = allowed & (free >= units)
-    first = jnp.min(jnp.where(allowed, boundary, deadline))
-    start = jnp.where(enough.any(), jnp.max(jnp.where(enough, boundary, 0)), first)
-    hidden = jnp.clip(free[start], 0.0, units)
+    free = credit[jnp.clip(deadline, 0, last)] - credit
+    following = jnp.concatenate([due[1:], jnp.full(1, NEVER, due.dtype)])
+    inner = jax.lax.cummin(following, reverse=True)
+    free_until_inner = credit[jnp.clip(inner, 0, last)] - credit
+    waits = jnp.maximum(units - free, 0.0)
+    waits += jnp.where(
+        inner < deadline, jnp.maximum(units - free_until_inner, 0.0), 0.0
+    )
+    waits = jnp.where(allowed, waits, jnp.inf)
+    best = jnp.min(waits)
+    start = jnp.where(
+        allowed.any(), jnp.max(jnp.where(waits == best, boundary, 0)), deadline
+    )
+    hidden = jnp.clip(free[jnp.clip(start, 0, last)], 0.0, units)
+    stall = jnp.where(allowed.any(), best, units)
+    return CopyTime(start, deadline, hidden, stall)
+
+
+def starting_at(credit, allowed, units, start, deadline) -> CopyTime:
+    """A copy that begins at the first allowed boundary from `start` on."""
+    boundary = jnp.arange(credit.shape[0])
+    allowed = allowed & (boundary >= start) & (boundary <= deadline)
+    start = jnp.min(jnp.where(allowed, boundary, deadline))
+    last = credit.shape[0] - 1
+    free = credit[jnp.clip(deadline, 0, last)] - credit[jnp.clip(start, 0, last)]
+    hidden = jnp.clip(free, 0.0, units)
     return CopyTime(start, deadline, hidden, units - hidden)
 
 

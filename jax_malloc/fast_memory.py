@@ -20,7 +20,8 @@ class Stays(NamedTuple):
     lost_at: int32, boundary from which another stay has the place; `NEVER` if none.
     live: bool, it still counts as the buffer's place in fast memory.
     dirty: bool, slow memory does not hold its contents. written: int32, last op that
-      wrote it.
+      wrote it. copied: int32, boundary at which its last eviction is done, -1 without;
+      `NEVER` once another buffer has been written over it.
     """
 
     buffer: jax.Array
@@ -33,6 +34,7 @@ class Stays(NamedTuple):
     live: jax.Array
     dirty: jax.Array
     written: jax.Array
+    copied: jax.Array
 
 
 # Rows for stays that are over, so that prefetches can reach back past them.
@@ -63,6 +65,7 @@ def empty(slots: int) -> Stays:
         live=whole < 0,
         dirty=whole < 0,
         written=whole - 1,
+        copied=whole - 1,
     )
 
 
@@ -120,8 +123,37 @@ def find_place(stays, mine, access, begin, capacity):
     return fits.any(), offset[jnp.argmax(fits)]
 
 
+def clear_from(stays, begin, deadline):
+    """The boundary up to `deadline` from which what was there since `begin` has gone.
+
+    What stays beyond the deadline does not count.
+    """
+    passing = (stays.end >= begin) & (stays.end < deadline) & (stays.begin < deadline)
+    return jnp.max(jnp.where(passing, stays.end, begin - 1)) + 1
+
+
+def operand(stays, access):
+    """`[K]` bool, the stay that the access may be written over, if there is one.
+
+    Its last op is this one, no copy still reads it, and it is at least as large.
+    """
+    mine = (stays.buffer == access.over[0]) | (stays.buffer == access.over[1])
+    candidates = (
+        mine
+        & (stays.buffer >= 0)
+        & (stays.begin <= access.op)
+        & (stays.end == access.op)
+        & (stays.copied <= access.op)
+        & (stays.size >= access.size)
+    )
+    first = jnp.argmax(candidates)
+    return candidates & (jnp.arange(candidates.shape[0]) == first)
+
+
 def best_fit(offsets, sizes, blocked, size, capacity):
     """The smallest free gap that holds `size`; the topmost gap is filled from its top.
+
+    Of gaps of one size the lowest.
 
     Large buffers then grow down from the top and small ones up from the bottom.
 
@@ -137,6 +169,7 @@ def best_fit(offsets, sizes, blocked, size, capacity):
     high = jnp.where(starts > low[:, None], starts, NEVER).min(axis=1)
     high = jnp.minimum(high, capacity)
     gap = jnp.where(covered | (high - low < size), NEVER, high - low)
-    best = jnp.argmin(gap)
+    smallest = gap.min()
+    best = jnp.argmin(jnp.where(gap == smallest, low, NEVER))
     is_top = high[best] == capacity
-    return gap[best] < NEVER, jnp.where(is_top, capacity - size, low[best])
+    return smallest < NEVER, jnp.where(is_top, capacity - size, low[best])

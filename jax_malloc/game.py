@@ -20,9 +20,14 @@ game
 gets stuck, and no decision has to be undone: an action that is not possible falls back,
 and every string of actions is a valid mapping.
 
+A result that its op may write over an operand takes the operand's place, if that is in
+fast memory.
+
 Latest start, best fit: a copy starts as late as the time that the running ops leave
-over allows, a buffer takes the smallest gap that holds it, and the gap at the top of
-the memory is filled from the top.
+over allows. If it finds no place from then on, it starts as soon as what is in the way
+and gone before the access has gone, and the access waits for the rest. A buffer takes
+the smallest gap that holds it, and the gap at the top of the memory is filled from the
+top.
 
 A buffer accessed inside a loop that it outlives is decided once, at its first access
 there, for the whole loop; its copies run outside of the loop.
@@ -42,7 +47,7 @@ from jax_malloc.board import NEVER, Access, Board
 from jax_malloc.credit import CopyTime
 from jax_malloc.fast_memory import Stays
 
-VERSION = 1  # of the rules; raised whenever the same actions give another mapping
+VERSION = 2  # of the rules; raised whenever the same actions give another mapping
 
 NUM_ACTIONS = 3
 
@@ -65,6 +70,8 @@ class GameState(NamedTuple):
     slow_ready: `[B]` int32, boundary from which a prefetch finds the current contents
       in slow memory and no earlier place in fast memory; `NEVER` while only fast memory
       has them.
+    due: `[T + 1]` int32, when the first of the copies that begin at each boundary must
+      be done; `NEVER` without one.
     in_flight: `[T + 1]` int32, copies open beside each op; None without a limit on
       them.
     op_slow_time, op_slow_traffic: `[]` units, of what is in slow memory at the op of
@@ -76,6 +83,7 @@ class GameState(NamedTuple):
     stays: Stays
     credit: jax.Array
     slow_ready: jax.Array
+    due: jax.Array
     in_flight: jax.Array | None
     op_slow_time: jax.Array
     op_slow_traffic: jax.Array
@@ -116,6 +124,7 @@ class Proposal(NamedTuple):
     access: the row. mine: `[K]` bool, the live stay of the buffer. here: `[]` bool,
       that stay is untouched until the access ends, so it can serve it.
     evicts: `[]` bool, leaving that stay takes an eviction, `evict`.
+    over: `[K]` bool, the stay of an operand whose place a new stay takes, if any.
     fits: `[]` bool, a new stay finds a place. offset: `[]` int32 granules, begin: `[]`
       int32 op. prefetch: the copy that fills it, of 0 units where the access defines
       it.
@@ -127,6 +136,7 @@ class Proposal(NamedTuple):
     here: jax.Array
     evicts: jax.Array
     evict: CopyTime
+    over: jax.Array
     fits: jax.Array
     offset: jax.Array
     begin: jax.Array
@@ -147,6 +157,7 @@ def init(board: Board, slots: int) -> GameState:
         stays=fast_memory.empty(slots),
         credit=jnp.concatenate([jnp.zeros(1), jnp.cumsum(spare)]),
         slow_ready=jnp.asarray(board.slow_ready),
+        due=jnp.full(len(spare) + 1, NEVER, jnp.int32),
         in_flight=None
         if board.max_in_flight is None
         else jnp.zeros(len(spare) + 1, jnp.int32),
@@ -192,11 +203,27 @@ def propose(board: Board, state: GameState) -> Proposal:
         jnp.where(access.defines, 0.0, access.copy_time),
         jnp.where(access.defines, access.ready_by, earliest),
         access.ready_by,
+        state.due,
     )
+    capacity = jnp.asarray(board.capacity)
     begin = jnp.where(access.defines, access.ready_by, prefetch.start)
-    found, offset = fast_memory.find_place(
-        stays, mine, access, begin, jnp.asarray(board.capacity)
+    found, offset = fast_memory.find_place(stays, mine, access, begin, capacity)
+    late = credit_lib.starting_at(
+        credit,
+        at_depth,
+        access.copy_time,
+        fast_memory.clear_from(stays, begin, access.ready_by),
+        access.ready_by,
     )
+    found_late, offset_late = fast_memory.find_place(
+        stays, mine, access, late.start, capacity
+    )
+    waits = ~found & found_late & ~access.defines & (begin < access.ready_by)
+    prefetch = jax.tree.map(lambda a, b: jnp.where(waits, b, a), prefetch, late)
+    begin = jnp.where(waits, late.start, begin)
+    found, offset = found | waits, jnp.where(waits, offset_late, offset)
+    over = fast_memory.operand(stays, access)
+    found, offset = found | over.any(), fast_memory.field(over, stays.offset, offset)
     fits = (
         found
         & ~access.follows
@@ -205,7 +232,12 @@ def propose(board: Board, state: GameState) -> Proposal:
         & fast_memory.has_free_slot(stays, access.op)
     )
     stays_or_enters = here | (access.defines & fits)
-    may_release = ~access.follows & ~access.next_follows & (access.next_op < NEVER)
+    may_release = (
+        (access.next_op < NEVER)
+        & ~access.follows
+        & ~access.next_follows
+        & (access.next_ready > access.hold_until + 1)  # no time to be gone
+    )
     legal = jnp.stack(
         [
             stays_or_enters,
@@ -219,6 +251,7 @@ def propose(board: Board, state: GameState) -> Proposal:
         here=here,
         evicts=evicts,
         evict=evict,
+        over=over,
         fits=fits,
         offset=offset,
         begin=begin,
@@ -271,6 +304,9 @@ def apply(
     credit = credit_lib.consume(
         credit, proposal.prefetch.start, prefetches * proposal.prefetch.hidden
     )
+    stays = stays._replace(
+        copied=jnp.where(proposal.over & enters, NEVER, stays.copied)
+    )
     slot = fast_memory.free_slot(stays, access.op)
     horizon = jnp.where(enters, stays.end[slot] + 1, 0)
     stays = fast_memory.rob(stays, enters, proposal.begin, proposal.offset, access.size)
@@ -312,6 +348,9 @@ def apply(
         live=jnp.where(now, has_next, stays.live),
         dirty=jnp.where(now, dirty & ~stores, stays.dirty),
         written=jnp.where(now, written, stays.written),
+        copied=jnp.where(
+            now & stores, store.done, jnp.where(entered, -1, stays.copied)
+        ),
     )
     stays = _extend(stays, now, after)
     stays = _extend(stays, now & stores, store.done)
@@ -319,7 +358,7 @@ def apply(
     time, traffic, saved, spare = _op_after(board, state, access, fast)
     credit += jnp.where(
         playing & access.last_of_op & (jnp.arange(credit.shape[0]) > access.op),
-        spare - jnp.asarray(board.careful_spare)[access.op],
+        jnp.maximum(spare - jnp.asarray(board.careful_spare)[access.op], 0.0),
         0.0,
     )
     stall = (
@@ -330,12 +369,16 @@ def apply(
     in_flight = _open(state.in_flight, evicts, proposal.evict)
     in_flight = _open(in_flight, prefetches, proposal.prefetch)
     in_flight = _open(in_flight, stores, store)
+    due = _due(state.due, evicts, proposal.evict)
+    due = _due(due, prefetches, proposal.prefetch)
+    due = _due(due, stores, store)
     row = jnp.arange(state.slow_ready.shape[0]) == access.buffer
     new = GameState(
         cursor=state.cursor + playing,
         stays=stays,
         credit=credit,
         slow_ready=jnp.where(row & playing, slow_ready, state.slow_ready),
+        due=due,
         in_flight=in_flight,
         op_slow_time=time,
         op_slow_traffic=traffic,
@@ -394,6 +437,12 @@ def _open(in_flight, runs, copy):
         return None
     boundary = jnp.arange(in_flight.shape[0])
     return in_flight + (runs & (boundary >= copy.start) & (boundary < copy.done))
+
+
+def _due(due, runs, copy):
+    """The first deadlines once one more copy runs."""
+    begins = runs & (jnp.arange(due.shape[0]) == copy.start)
+    return jnp.where(begins, jnp.minimum(due, copy.done), due)
 
 
 def _op_after(board, state, access, fast):

@@ -24,7 +24,7 @@ import numpy as np
 from jax_malloc.board import NEVER, Board
 from jax_malloc.game import GameState, Proposal
 
-VERSION = 1  # of the vector's meaning; checkpoints name the one they were trained on
+VERSION = 2  # of the vector's meaning; checkpoints name the one they were trained on
 
 _BINS = 32
 _AHEAD = 12
@@ -125,7 +125,7 @@ def _percentile(x: np.ndarray) -> np.ndarray:
 
 def size() -> int:
     """Length of the vector that `observe` returns."""
-    return 3 + 27 + 3 * _BINS + 8 * _AHEAD + len(_HORIZONS) + 4
+    return 3 + 28 + 3 * _BINS + 8 * _AHEAD + len(_HORIZONS) + 4
 
 
 def observe(
@@ -180,6 +180,7 @@ def _this_access(board, outlook, state, proposal, capacity):
             proposal.here,
             proposal.fits,
             proposal.evicts,
+            proposal.over.any(),
             access.defines,
             access.writes,
             access.ends_slow,

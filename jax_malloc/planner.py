@@ -21,10 +21,11 @@ from jax_malloc.json_reader import nearest
 from jax_malloc.mapping import Mapping
 from jax_malloc.plan import Plan
 from jax_malloc.problem import Problem
-from jax_malloc.solvers import SOLVERS, compiler_mapping
+from jax_malloc.solvers import SOLVERS, compiler_mapping, finetuned
 
 # In the place of a solver: the mapping that the program brought from its compiler.
 COMPILER = "xla"
+_WITH_AGENT = ("muzero", "hybrid")
 # Less than this prints as 0.0 %.
 _SHARE_SHOWN = 5e-4
 # What a bug report needs of an invalid mapping; the rest is usually the same again.
@@ -38,6 +39,7 @@ def solve(
     solver: str = "hybrid",
     seed: int = 0,
     time_limit_s: float | None = None,
+    finetune_s: float = 0.0,
 ) -> Plan:
     """The plan that a solver finds for a program on a machine.
 
@@ -49,6 +51,9 @@ def solve(
       seed: same seed, same plan, unless the time limit cut the search short.
       time_limit_s: seconds until the search must end. 0 gives the best plan that costs
         next to nothing; None lets the solver finish.
+      finetune_s: seconds to train the agent on this very program, on top of the limit,
+        after which it looks for a better plan than the solver's. For solvers "muzero"
+        and "hybrid".
     Returns:
       A plan without violations. Its baselines are latencies by name under the same
       model: "all_slow", "greedy" and, where the program carries the compiler's own
@@ -61,6 +66,7 @@ def solve(
     check_solver(solver)
     limit_s = check_time_limit_s(time_limit_s)
     seed = check_seed(seed)
+    check_finetune_s(finetune_s, solver)
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
     problem = problem_lib.build(program, presets.get(accelerator))
     compiler = problem.evaluate_compiler()
@@ -76,12 +82,20 @@ def solve(
         mappings[name] = valid_mapping(problem, name, seed, deadline_s)
         wall_s[name] = time.monotonic() - start_s
     mapping = mappings[solver]
+    if finetune_s:
+        start_s = time.monotonic()
+        untuned_s = problem.evaluate(mapping).latency_s
+        mapping = finetuned.improve(problem, mapping, seed=seed, finetune_s=finetune_s)
+        _check_valid(problem, mapping, f"{solver}, fine-tuned", seed)
+        wall_s["finetune"] = time.monotonic() - start_s
     timeline = problem.evaluate(mapping)
     baselines = {
         "all_slow": problem.all_slow_latency_s,
         "greedy": problem.evaluate(mappings["greedy"]).latency_s,
     }
     notes = program.notes
+    if finetune_s:
+        notes = (*notes, _fine_tuned(untuned_s, timeline.latency_s))
     if compiler is not None:
         baselines["xla"] = compiler.latency_s
     notes = (*notes, *_on_roofline(problem, timeline))
@@ -156,6 +170,17 @@ def check_time_limit_s(time_limit_s: float | None) -> float | None:
     return None if math.isinf(limit_s) else limit_s
 
 
+def check_finetune_s(finetune_s: float, solver: str) -> None:
+    """Raises ValueError unless the solver has an agent to fine-tune for that long."""
+    if not 0 <= finetune_s < math.inf:
+        raise ValueError(f"finetune_s is {finetune_s!r}; expected seconds >= 0.")
+    if finetune_s and solver not in _WITH_AGENT:
+        raise ValueError(
+            f"finetune_s trains the agent, which solver {solver!r} does not ask; use "
+            f"{' or '.join(map(repr, _WITH_AGENT))}, or leave it out."
+        )
+
+
 def check_seed(seed: int) -> int:
     """The seed as a Python int. Raises ValueError if it is negative."""
     seed = operator.index(seed)
@@ -176,6 +201,11 @@ def valid_mapping(
         mapping = compiler_mapping.from_compiler(problem) or Mapping()
     else:
         mapping = SOLVERS[solver](problem, seed=seed, deadline_s=deadline_s)
+    _check_valid(problem, mapping, solver, seed)
+    return mapping
+
+
+def _check_valid(problem: Problem, mapping: Mapping, solver: str, seed: int) -> None:
     violations = validator.find_violations(problem, mapping)
     if violations:
         shown = "; ".join(str(v) for v in violations[:_MAX_VIOLATIONS_SHOWN])
@@ -185,7 +215,6 @@ def valid_mapping(
             f"{len(violations)} violations, the first {shown}. This is a bug in "
             "jax_malloc: please report it with the file of program.save(...)."
         )
-    return mapping
 
 
 def _on_roofline(problem: Problem, timeline: Timeline) -> list[str]:
@@ -197,6 +226,16 @@ def _on_roofline(problem: Problem, timeline: Timeline) -> list[str]:
     if not share >= _SHARE_SHOWN:
         return []
     return [f"{share:.1%} of the latency is of ops that only the roofline times."]
+
+
+def _fine_tuned(before_s: float, after_s: float) -> str:
+    """What fine-tuning brought, as a note."""
+    return (
+        f"Fine-tuning took {1 - after_s / before_s:.2%} off the solver's "
+        f"{report.format_s(before_s)}."
+        if after_s < before_s
+        else "Fine-tuning found nothing better than the solver."
+    )
 
 
 def _packed_anew(problem: Problem, mapping: Mapping, compiler_s: float) -> str:

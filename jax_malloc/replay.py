@@ -82,7 +82,7 @@ def to_mapping(problem: Problem, moves: Move) -> Mapping:
     """The mapping that one game's moves mean, in bytes and buffer ids."""
     rows = board_lib.rows(problem)
     host = jax.tree.map(np.asarray, moves)
-    access = board_lib.build(problem).access
+    access = board_lib.build(problem, board_lib.least_length(problem)).access
     granule = problem.granule_bytes
     segments: list[Segment] = []
     copies: list[Copy] = []

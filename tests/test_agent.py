@@ -12,7 +12,20 @@ import toy_problems
 
 from jax_malloc import board as board_lib
 from jax_malloc import game, observation, replay, validator
-from jax_malloc.agent import checkpoint, evaluation, rollout, search, training
+from jax_malloc.agent import (
+    checkpoint,
+    evaluation,
+    learner,
+    memory,
+    reanalysis,
+    rollout,
+    search,
+    self_play,
+    trainer,
+    training,
+)
+from jax_malloc.agent import lessons as lesson_lib
+from jax_malloc.agent.config import TrainConfig
 from jax_malloc.agent.network import (
     MuZeroNetwork,
     NetworkConfig,
@@ -220,13 +233,14 @@ def test_a_network_that_does_not_fit_its_header_is_refused(tmp_path):
         checkpoint.load(str(path))
 
 
-CONFIG = training.TrainConfig(
+CONFIG = TrainConfig(
     network=SMALL,
     num_games=8,
     num_simulations=4,
     updates=4,
     batch=64,
     replay_positions=2000,
+    reanalysed=64,
     minutes=0.0,
 )
 
@@ -239,45 +253,125 @@ def test_value_targets_are_what_is_still_to_be_lost():
     """With lambda 1 the first target is the whole game's loss in units of its scale."""
     config = dataclasses.replace(CONFIG, trace=1.0)
     network, params = agent()
-    (lesson,) = training.prepare(lessons([1]))
-    rows, summary = training.self_play(config, network, params, [lesson] * 2, 0)
+    (lesson,) = lesson_lib.prepare(lessons([1]))
+    rows, summary = self_play.play(config, network, params, [lesson] * 2, 0)
     n = int(lesson.board.num_accesses)
     assert len(rows.value) == 2 * n
-    first = rows.value[[0, n], 0]
-    assert first.mean() == pytest.approx(summary["lost"], rel=1e-4)
+    assert rows.value[[0, n]].mean() == pytest.approx(summary["lost"], rel=1e-4)
     np.testing.assert_allclose(
-        rows.value[:-1, 0][: n - 1],
-        rows.reward[: n - 1, 0] + rows.value[1:n, 0],
-        atol=1e-4,
+        rows.value[: n - 1], rows.reward[: n - 1] + rows.value[1:n], atol=1e-4
+    )
+    np.testing.assert_array_equal(rows.left, np.tile(np.arange(n, 0, -1), 2))
+
+
+def test_value_targets_by_hand():
+    reward = np.array([[-1.0, 0.0, -2.0]], np.float32)
+    root = np.array([[5.0, -3.0, -1.0]], np.float32)
+    outcome = self_play.value_targets(reward, root, 1.0)
+    np.testing.assert_allclose(outcome, [[-3.0, -2.0, -2.0]])
+    one_step = self_play.value_targets(reward, root, 0.0)
+    np.testing.assert_allclose(one_step, [[-4.0, -1.0, -2.0]])
+    half = self_play.value_targets(reward, root, 0.5)
+    np.testing.assert_allclose(half, [[-1 - 1.5 - 0.75, -0.5 - 1.0, -2.0]])
+
+
+def some_positions(lengths, first=0):
+    """Games of given lengths, whose observations count through all positions."""
+    left = np.concatenate([np.arange(n, 0, -1) for n in lengths])
+    count = first + np.arange(len(left))
+    return self_play.Positions(
+        observation=count[:, None].astype(np.float16),
+        action=(count % 3).astype(np.int8),
+        reward=-count.astype(np.float32),
+        policy=np.tile(count[:, None], 3).astype(np.float32),
+        root=count.astype(np.float32),
+        value=count.astype(np.float32),
+        left=left.astype(np.int32),
     )
 
 
-def test_updates_fit_the_replayed_games():
+def test_a_replayed_window_stays_within_its_game():
+    replayed = memory.Replay(10)
+    replayed.add(some_positions([4, 3]))
+    replayed.add(some_positions([2, 3], first=100))  # the oldest two are gone
+    batch = replayed.sample(np.random.default_rng(0), 400, unroll=3)
+    first = batch.observation[:, 0].astype(int)
+    assert set(first) == {2, 3, 4, 5, 6, 100, 101, 102, 103, 104}
+    left = {2: 2, 3: 1, 4: 3, 5: 2, 6: 1, 100: 2, 101: 1, 102: 3, 103: 2, 104: 1}
+    for at, real, value in zip(first, batch.real, batch.value, strict=True):
+        assert real.sum() == left[at]
+        np.testing.assert_array_equal(value[real], at + np.arange(left[at]))
+        assert not value[~real].any()
+    with pytest.raises(ValueError, match="replay_positions"):
+        replayed.add(some_positions([11]))
+
+
+def test_reanalysis_makes_the_targets_that_self_play_would():
+    """With the parameters and the search of before, nothing but noise may change."""
+    config = dataclasses.replace(CONFIG, num_simulations=0, reanalysed=200)
     network, params = agent()
+    batch = lesson_lib.prepare(lessons())
+    rows, _ = self_play.play(config, network, params, batch * 4, 0)
+    replayed = memory.Replay(len(rows.value))
+    replayed.add(rows)
+    everything = np.arange(len(rows.value))
+    reanalysis.refresh(config, network, params, replayed, np.random.default_rng(0))
+    after = replayed.read(everything)
+    np.testing.assert_allclose(after.policy, rows.policy, atol=2e-2)
+    np.testing.assert_allclose(after.value, rows.value, atol=2e-2)
+    other = agent(seed=5)[1]
+    reanalysis.refresh(config, network, other, replayed, np.random.default_rng(0))
+    assert np.abs(replayed.read(everything).policy - rows.policy).max() > 0.05
+
+
+def test_updates_fit_the_replayed_games():
+    network, _ = agent()
     config = dataclasses.replace(CONFIG, updates=60)
-    batch = training.prepare(lessons())
-    (shared,) = {len(x.board.access.op) for x in batch}
+    batch = lesson_lib.prepare(lessons())
+    (shared,) = {x.length for x in batch}
     assert shared
-    rows, _ = training.self_play(config, network, params, batch * 4, 0)
-    memory = training.Replay(config)
-    memory.add(rows)
+    state = trainer.fresh(config, network)
+    params, opt_state = state.params, state.opt_state
+    rows, _ = self_play.play(config, network, params, batch * 4, 0)
+    replayed = memory.Replay(2000)
+    replayed.add(rows)
     rng = np.random.default_rng(0)
-    state = training.fresh(config, network)
     before = after = None
     for _ in range(4):
-        params, opt_state, parts = training.update(
-            config,
-            network,
-            state.params,
-            state.opt_state,
-            memory.sample(rng, config.updates * config.batch),
-            jnp.float32(3e-3),
+        drawn = replayed.sample(rng, config.updates * config.batch, config.unroll)
+        batches = jax.tree.map(
+            lambda x: x.reshape(config.updates, config.batch, *x.shape[1:]), drawn
         )
-        state = state._replace(params=params, opt_state=opt_state)
+        params, opt_state, parts = learner.update(
+            config, network, params, opt_state, batches, jnp.float32(3e-3)
+        )
         after = {k: float(v) for k, v in parts.items()}
         before = before or after
     assert after["value_loss"] < 0.9 * before["value_loss"]
     assert after["reward_loss"] < 0.9 * before["reward_loss"]
+
+
+def test_a_demonstrated_game_is_the_one_that_was_given():
+    network, params = agent()
+    (lesson,) = lesson_lib.prepare(lessons([1]))
+    n = int(lesson.board.num_accesses)
+    actions = np.random.default_rng(0).integers(0, 3, n).astype(np.int32)
+    rows = self_play.demonstrate(network, params, [lesson], [actions])
+    moves = replay.play(
+        lesson.board, np.pad(actions, (0, lesson.length - n)), slots=lesson.slots
+    )
+    np.testing.assert_array_equal(rows.action, np.asarray(moves.action)[:n])
+    np.testing.assert_array_equal(rows.policy.argmax(axis=1), rows.action)
+    lost = float(lesson.outlook.saving.sum() - np.asarray(moves.reward).sum())
+    assert rows.value[0] == pytest.approx(-lost / lesson.scale, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 128), (0.1, 256), (0.2, 512), (0.9, 512)]
+)
+def test_the_curriculum_grows_to_all(share, expected):
+    assert lesson_lib.longest(share, 0.2, 128, 512) == expected
+    assert lesson_lib.longest(share, 0.0, 128, 512) == 512
 
 
 def test_a_run_resumes_where_it_stopped(tmp_path):

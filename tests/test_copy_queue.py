@@ -106,13 +106,14 @@ def test_unused_time_is_found_where_it_is(seed):
     idle = unused(copies, spare)
     for _ in range(20):
         low, high = sorted(rng.integers(0, num_ops + 1, 2).tolist())
-        need = float(rng.integers(1, 9)) - 0.5  # off the grid: no ties
-        latest = [q for q in range(low, high + 1) if sum(idle[q:high]) >= need]
-        found = queue.latest_start(clock, low, high, need)
-        assert found == max(latest, default=low)
-        earliest = [q for q in range(low, high + 1) if sum(idle[low:q]) >= need]
-        found = queue.earliest_done(clock, low, high, need)
-        assert found == min(earliest, default=high)
+        needs = (rng.integers(1, 9, 3) - 0.5).tolist()  # off the grid: no ties
+        starts = queue.latest_starts(clock, low, high, needs)
+        dones = queue.earliest_dones(clock, low, high, needs)
+        for need, start, done in zip(needs, starts, dones, strict=True):
+            latest = [q for q in range(low, high + 1) if sum(idle[q:high]) >= need]
+            assert start == max(latest, default=low)
+            earliest = [q for q in range(low, high + 1) if sum(idle[low:q]) >= need]
+            assert done == min(earliest, default=high)
 
 
 @pytest.mark.parametrize("seed", range(10))

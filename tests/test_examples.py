@@ -1,5 +1,6 @@
 """Every example from its command line to the lines that it prints."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from absl import app, flags
 
+import corpus
 import jax_malloc
 import model_zoo
 from frontends import stablehlo, tpu
@@ -220,10 +222,24 @@ def test_plan_hlo_dump_refuses_bad_files(run, tmp_path, content, message):
     assert "Traceback" not in printed
 
 
-def test_benchmark(run):
-    dump = sorted((Path(__file__).parent / "testdata").glob("*.hlo*"))[0]
+def test_benchmark(run, tmp_path):  # tests/test_benchmark.py has the rest
     code, printed = run(
         "benchmark",
+        "--programs=generated:0:12,zoo:mlp/small",
+        "--solvers=greedy,all_slow",
+        "--time_limits_s=1",
+        "--jobs=0",
+        f"--output={tmp_path}",
+    )
+    assert code is None
+    assert re.search(r"\| geometric mean, all 2 \|.*\| 1\.0000 \| 1\.\d+ \|", printed)
+    assert str(tmp_path / "quality-tpu_v5e-128.png") in printed
+
+
+def test_measure_speed(run):
+    dump = sorted((Path(__file__).parent / "testdata").glob("*.hlo*"))[0]
+    code, printed = run(
+        "measure_speed",
         "--rows=parse,game,solve",
         "--runs=1",
         f"--hlo={dump}",
@@ -237,8 +253,8 @@ def test_benchmark(run):
     assert re.search(r"peak memory +\d+ MiB", printed)
 
 
-def test_benchmark_refuses_unknown_rows(run):
-    code, printed = run("benchmark", "--rows=parse,import_time")
+def test_measure_speed_refuses_unknown_rows(run):
+    code, printed = run("measure_speed", "--rows=parse,import_time")
     assert code == 1
     assert "--rows: no import_time; there are import, parse, game, solve" in printed
 
@@ -312,10 +328,35 @@ def test_train_agent_leaves_a_checkpoint_and_a_curve(run, tmp_path):
     assert {"minutes", "moves", "one_game", "score"} <= set(columns)
 
 
-def test_compare_solvers_is_relative_to_greedy(run):
-    code, out = run("compare_solvers", "--nozoo", "--generated=1", "--solvers=all_slow")
-    assert not code
-    assert float(re.findall(r"geometric mean.*?(\d\.\d+)", out)[0]) > 1
+def test_build_corpus_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile(lowering, *, topology, name, **_):
+        compiled.append(name)
+        if name == "mlp/wide":
+            raise tpu.CompileError("no room")
+        program = stablehlo.from_jax(jnp.dot, jnp.ones((8, 8)), jnp.ones((8, 8)))
+        return dataclasses.replace(program, name=name)
+
+    monkeypatch.setattr(tpu, "compile", compile)
+    monkeypatch.setattr(tpu, "is_available", lambda: True)
+    flags = "--topologies=tpu_v5e", f"--output={tmp_path}", "--jobs=1"
+    code, out = run("build_corpus", *flags, "--programs=mlp/small,mlp/wide,vit/small")
+    assert code == "mlp/wide on tpu_v5e: no room"
+    assert re.search(r"^tpu_v5e +test +1 +0 ", out, re.MULTILINE)
+    assert compiled == ["mlp/small", "mlp/wide", "vit/small"]
+    assert {e.name for e in corpus.read(tmp_path)} == {"mlp/small", "vit/small"}
+    (tmp_path / "programs/tpu_v5e/mlp-small.json.gz").unlink()
+    code, out = run("build_corpus", *flags, "--programs=mlp/small,vit/small")
+    assert code is None
+    assert compiled[3:] == ["mlp/small"]
+    assert [e.load().name for e in corpus.read(tmp_path)] == ["mlp/small", "vit/small"]
+
+
+def test_build_corpus_refuses_unknown_programs(run):
+    code, out = run("build_corpus", "--programs=mlp,gpt9")
+    assert code == 1
+    assert "families of them" in out
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -2,6 +2,7 @@
 
 import pytest
 
+import json_lines
 import results_table
 
 
@@ -20,14 +21,14 @@ def row(program="mixer", topology="tpu_v5e", **latency_ms):
 
 def test_rows_come_back_after_a_run_that_was_killed(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert results_table.read(path) == []
+    assert json_lines.read(path, results_table.Row) == []
     first, second = row(xla=4.0, hybrid=2.0), row("convnext", xla=1.0)
-    results_table.append(path, first)
+    json_lines.append(path, first)
     with path.open("a") as f:
         f.write('{"program": "dens')  # no more was written
-    assert results_table.read(path) == [first]
-    results_table.append(path, second)
-    assert results_table.read(path) == [first, second]
+    assert json_lines.read(path, results_table.Row) == [first]
+    json_lines.append(path, second)
+    assert json_lines.read(path, results_table.Row) == [first, second]
 
 
 def test_rows_made_otherwise_have_other_keys():
@@ -45,7 +46,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"program": "mixer", "speed": 3}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: not a row"):
-        results_table.read(path)
+        json_lines.read(path, results_table.Row)
 
 
 def test_tables_by_hand():

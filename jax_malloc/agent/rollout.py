@@ -12,7 +12,7 @@ from jax_malloc import game, observation, replay
 from jax_malloc.agent import search
 from jax_malloc.agent.network import MuZeroNetwork
 from jax_malloc.board import Board
-from jax_malloc.game import Move
+from jax_malloc.game import GameState, Move
 from jax_malloc.observation import Outlook
 
 
@@ -43,6 +43,9 @@ def play(
     *,
     slots: int,
     num_simulations: int,
+    actions: jax.Array | None = None,
+    state: GameState | None = None,
+    steps: jax.Array | None = None,
     batched: bool = False,
     record: bool = False,
 ) -> Games:
@@ -53,47 +56,59 @@ def play(
       board, outlook: one for all games, or with a leading axis `G` if `batched`.
       temperature: `[G]` randomness of each game's choices; 0 is greedy.
       slots, num_simulations: static.
+      state: `[G, ...]` to go on from, in place of new games; the rewards of the moves
+        are then those expected during the game, without a final correction.
+      steps: `[]` how many accesses to play, instead of all.
+      actions: `[G, N]` int32, to be taken in place of the agent's choice where not -1.
       record: keep the observations, for training.
     """
     axis = 0 if batched else None
     num_games = temperature.shape[0]
     length = board.access.op.shape[-1]
-    state = jax.vmap(
-        lambda b: game.init(b, slots), axis_size=num_games, in_axes=(axis,)
-    )
+    whole = state is None
+    if state is None:
+        state = jax.vmap(
+            lambda b: game.init(b, slots), axis_size=num_games, in_axes=(axis,)
+        )(board)
     over_games = functools.partial(jax.vmap, in_axes=(axis, 0))
     propose = over_games(game.propose)
     observe = jax.vmap(observation.observe, in_axes=(axis, axis, 0, 0))
     apply = jax.vmap(game.apply, in_axes=(axis, 0, 0, 0))
 
-    def turn(state, key):
+    def turn(state, i):
         proposal = propose(board, state)
         seen = observe(board, outlook, state, proposal)
         choice = search.choose(
             network,
             params,
-            key,
+            jax.random.fold_in(key, i),
             seen,
             proposal.legal,
             num_simulations=num_simulations,
             temperature=temperature,
         )
-        state, move = apply(board, state, proposal, choice.action)
+        action = choice.action
+        if actions is not None:
+            action = jnp.where(actions[:, i] >= 0, actions[:, i], action)
+        state, move = apply(board, state, proposal, action)
         kept = seen.astype(jnp.float16) if record else jnp.zeros((num_games, 0))
         return state, Games(move, kept, choice.policy, choice.value)
 
-    steps = jnp.max(jnp.asarray(board.num_accesses))
-    first = jax.eval_shape(turn, state(board), key)[1]
+    if steps is None:
+        steps = jnp.max(jnp.asarray(board.num_accesses))
+    first = jax.eval_shape(turn, state, jnp.int32(0))[1]
     blank = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), first)
     blank = blank._replace(moves=jax.tree.map(_nothing, blank.moves))
 
     def body(i, carry):
         state, games = carry
-        state, now = turn(state, jax.random.fold_in(key, i))
+        state, now = turn(state, i)
         return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), games, now)
 
-    _, games = jax.lax.fori_loop(0, steps, body, (state(board), blank))
+    _, games = jax.lax.fori_loop(0, steps, body, (state, blank))
     games = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), games)
+    if not whole:
+        return games
     moves = jax.vmap(replay.settle, in_axes=(axis, 0))(board, games.moves)
     return games._replace(moves=moves)
 

@@ -34,7 +34,17 @@ class Solver(Protocol):
 
 
 # From the cheapest to the most thorough.
-_NAMES = ("all_slow", "random", "xla_msa", "greedy", "milp", "muzero", "hybrid")
+_NAMES = (
+    "all_slow",
+    "random",
+    "evolutionary",
+    "xla_msa",
+    "greedy",
+    "annealing",
+    "milp",
+    "muzero",
+    "hybrid",
+)
 
 
 class _LazySolvers(collections.abc.Mapping[str, Solver]):

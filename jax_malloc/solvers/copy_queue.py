@@ -114,9 +114,12 @@ class CopyQueue:
                 waits_s.append(0.0)
             runs_s.append(served - issued)
         stop = last
-        while stop < len(self.copies):
-            start, _, _, _, seconds = self.copies[stop]
-            issued, due_s = clock[start], clock[self.dues[stop]]
+        # Names of their own: attributes would cost more here than the arithmetic.
+        old_copies, old_dues = self.copies, self.dues
+        old_runs_s, old_waits_s, same_s = self.runs_s, self.waits_s, self._same_s
+        while stop < len(old_copies):
+            start, _, _, _, seconds = old_copies[stop]
+            issued, due_s = clock[start], clock[old_dues[stop]]
             if issued > served:
                 served = issued
             served += seconds
@@ -124,8 +127,8 @@ class CopyQueue:
             served -= wait_s
             run_s = served - issued
             if (
-                abs(run_s - self.runs_s[stop]) < self._same_s
-                and abs(wait_s - self.waits_s[stop]) < self._same_s
+                -same_s < run_s - old_runs_s[stop] < same_s
+                and -same_s < wait_s - old_waits_s[stop] < same_s
             ):
                 break
             waits_s.append(wait_s)
@@ -164,51 +167,77 @@ class CopyQueue:
                     blocks = False
         return found
 
-    def latest_start(
-        self, clock: list[float], earliest: int, done: int, seconds: float
-    ) -> int:
-        """The last boundary with that much unused time from there to `done`.
-
-        `earliest` where there is none.
-        """
+    def latest_starts(
+        self,
+        clock: list[float],
+        earliest: int,
+        done: int,
+        seconds: Sequence[float],
+    ) -> list[int]:
+        """For each number of seconds, the last boundary with that much unused time
+        from there to `done`; `earliest` where there is none."""
+        copies, runs_s = self.copies, self.runs_s
         floor, at = clock[earliest], clock[done]
-        position = bisect.bisect_left(self.copies, (done,)) - 1
+        left = dict.fromkeys(seconds)  # the clock at which each is found
+        todo = [(s, s) for s in left]
+        position = bisect.bisect_left(copies, (done,)) - 1
         end = self.end_s(clock, position)
-        while position >= 0 and at > floor:
+        while position >= 0 and at > floor and todo:
             if end < at:
-                if at - end >= seconds:
-                    break
-                seconds -= at - end
+                unused = at - end
+                for s, more in todo:
+                    if unused >= more:
+                        left[s] = at - more
+                todo = [(s, more - unused) for s, more in todo if unused < more]
                 at = end
-            issued = clock[self.copies[position].start]
+            issued = clock[copies[position].start]
             position -= 1
-            end = self.end_s(clock, position)
+            end = (
+                clock[copies[position].start] + runs_s[position]
+                if position >= 0
+                else 0.0
+            )
             begun = issued if issued > end else end
             if begun < at:
                 at = begun
-        found = bisect.bisect_right(clock, at - seconds) - 1
-        return max(earliest, min(found, done))
+        for s, more in todo:
+            left[s] = at - more
+        return [
+            max(earliest, min(bisect.bisect_right(clock, left[s]) - 1, done))
+            for s in seconds
+        ]
 
-    def earliest_done(
-        self, clock: list[float], start: int, latest: int, seconds: float
-    ) -> int:
-        """The first boundary with that much unused time since `start`.
-
-        `latest` where there is none.
-        """
+    def earliest_dones(
+        self,
+        clock: list[float],
+        start: int,
+        latest: int,
+        seconds: Sequence[float],
+    ) -> list[int]:
+        """For each number of seconds, the first boundary with that much unused time
+        since `start`; `latest` where there is none."""
+        copies, runs_s = self.copies, self.runs_s
         at, limit = clock[start], clock[latest]
-        position = bisect.bisect_left(self.copies, (start + 1,))
+        left = dict.fromkeys(seconds)  # the clock at which each is found
+        todo = [(s, s) for s in left]
+        position = bisect.bisect_left(copies, (start + 1,))
         while position > 0 and self.end_s(clock, position - 1) > at:
             position -= 1
-        while position < len(self.copies) and at < limit:
-            issued = clock[self.copies[position].start]
+        while position < len(copies) and at < limit and todo:
+            issued = clock[copies[position].start]
             if issued > at:
-                if issued - at >= seconds:
-                    break
-                seconds -= issued - at
-            at = max(at, self.end_s(clock, position))
+                unused = issued - at
+                for s, more in todo:
+                    if unused >= more:
+                        left[s] = at + more
+                todo = [(s, more - unused) for s, more in todo if unused < more]
+            end = issued + runs_s[position]
+            if end > at:
+                at = end
             position += 1
-        return min(latest, bisect.bisect_left(clock, at + seconds))
+        for s, more in todo:
+            left[s] = at + more
+        return [min(latest, bisect.bisect_left(clock, left[s])) for s in seconds]
 
     def _affected(
         self,

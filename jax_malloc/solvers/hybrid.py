@@ -3,12 +3,13 @@
     greedy ---------------+
     compiler's mapping ---+--> polish each --> ruin and recreate on the best
     linear program -------+
-    agent's games --------+
+    agent ----------------+
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
-that is it: to within as much, the result is never worse than any part. Of the agent
-these are games of the policy alone, and with little time only the others. The
-compiler's mapping has no offsets in HLO text; it is packed anew as far as it fits.
+that is it: to within as much, the result is never worse than any part. The agent plays
+games of its policy alone, and changes the best of them; with little time there are only
+the others. The compiler's mapping has no offsets in HLO text; it is packed anew as far
+as it fits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _AGENT_S = 8.0
 # same plan everywhere. A step costs more in a long program.
 _MIN_STEPS, _MAX_STEPS = 50, 1000
 _SEARCHED_USES = 600_000
-_LINEAR_SHARE = 0.3
+_LINEAR_SHARE = 0.3  # of the time until the deadline
+_AGENT_SHARE = 0.4  # of what is left then
 _GOOD_ENOUGH = 1e-4
 
 
@@ -57,7 +59,7 @@ def solve(
         return best
     planned, bound_s = milp.solve_and_bound(
         problem,
-        deadline_s=_share(deadline_s),
+        deadline_s=_share(deadline_s, _LINEAR_SHARE),
         good_enough=_GOOD_ENOUGH,
         known_s=latency_s(best),
     )
@@ -72,7 +74,7 @@ def solve(
             muzero.pretrained(),
             problem,
             seed=seed,
-            deadline_s=deadline_s,
+            deadline_s=_share(deadline_s, _AGENT_SHARE),
             rounds=muzero.POLICY,
         )
         candidates = [best, played]
@@ -89,9 +91,9 @@ def solve(
     )
 
 
-def _share(deadline_s: float | None) -> float | None:
-    """The deadline of the linear program, so that the search keeps most of the time."""
+def _share(deadline_s: float | None, share: float) -> float | None:
+    """The deadline of a part that may take a share of the time that is left."""
     if deadline_s is None:
         return None
     now = time.monotonic()
-    return now + _LINEAR_SHARE * (deadline_s - now)
+    return now + share * (deadline_s - now)

@@ -1,20 +1,36 @@
-"""The pretrained agent alone: many games, the best one kept by its true latency."""
+"""The pretrained agent alone: many games, and changes to the best that it proposes.
+
+    games        64 of the policy, from greedy to random; of long programs in windows
+    search       32 with 16 simulations per move, where a program is short
+    changes      to the best game: where the policy is unsure, to what it would rather
+                 do; played by the rules, kept by simulated annealing
+    clean-up     stays and copies that do not pay go, copies move, what fits comes in
+
+Every mapping is judged by its true latency.
+"""
 
 from __future__ import annotations
 
 import functools
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jax_malloc import board as board_lib
 from jax_malloc import observation, replay
-from jax_malloc.agent import checkpoint, rollout
+from jax_malloc.agent import checkpoint, rollout, windows
+from jax_malloc.board import Board
+from jax_malloc.compiled import annealing, kernels
+from jax_malloc.compiled.tables import COLUMNS, Tables, as_moves, tables
+from jax_malloc.game import NUM_ACTIONS
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.games import is_over
+from jax_malloc.solvers.polish import polish
 
 WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "agent.msgpack"
 
@@ -22,14 +38,35 @@ WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "agent.msgpack"
 # sampling from the policy alone gives more games in the same time.
 POLICY = ((0, 64),)
 POLICY_THEN_SEARCH = ((0, 64), (16, 32))
-_WORK_PER_ROUND = 250_000  # moves x cost of one: fewer games of long programs
 _MAX_TEMPERATURE = 1.0
+_WORK_PER_ROUND = 250_000  # moves x cost of one: fewer games of long programs
+_WHOLE = 384  # decisions; longer programs are played in windows
+_WINDOW_GAMES = 16
+# Changes without a deadline, a number and not a time, so that a seed repeats.
+_TRIES = 8_000
+_STEPS = 60_000_000  # tries x decisions at most
+_GAMES_SHARE = 0.3  # of the time until a deadline, for rounds after the first
+_UNSURE = 0.3  # least weight of a decision that the policy is sure of
+_OPEN = 0.5  # share of proposed actions that are drawn regardless of the policy
+_OPEN_ACTIONS = (0.5, 0.25, 0.25)
+_HOT = 3.0  # units of temperature at the start of the changes
+
+
+class Best(NamedTuple):
+    """The best game so far.
+
+    actions: `[n]`. policy: `[n, 3]` of the agent along it. saved: units.
+    """
+
+    actions: np.ndarray
+    policy: np.ndarray
+    saved: float
 
 
 def solve(
     problem: Problem, *, seed: int = 0, deadline_s: float | None = None
 ) -> Mapping:
-    """The best of the shipped agent's games; all in slow memory if none helps."""
+    """The best that the shipped agent finds; all in slow memory if nothing helps."""
     return play(pretrained(), problem, seed=seed, deadline_s=deadline_s)
 
 
@@ -46,36 +83,123 @@ def play(
     seed: int = 0,
     deadline_s: float | None = None,
     rounds: Sequence[tuple[int, int]] = POLICY_THEN_SEARCH,
+    changes: bool = True,
 ) -> Mapping:
-    """The best mapping that an agent's rounds of games find by the deadline."""
-    board = board_lib.build(problem)
-    if not board.num_accesses:
-        return Mapping()
-    outlook = observation.outlook(board)
-    best, saved = None, 0.0
+    """The best mapping that an agent finds by the deadline.
+
+    Args:
+      agent: the network and its parameters.
+      rounds: of games, (simulations per move, games).
+      changes: also change the best game, and clean up; else the games are all.
+    """
+    least = board_lib.least_length(problem)
     slots = replay.slots_of(problem)
-    affordable = _affordable(rounds, int(board.num_accesses), slots)
-    for i, (simulations, games) in enumerate(affordable):
-        if is_over(deadline_s):
+    board = board_lib.build(problem, least)
+    if is_over(deadline_s) or not board.num_accesses:
+        return Mapping()
+    best = _games(agent, problem, board, slots, seed, deadline_s, rounds)
+    if best is None:
+        return Mapping()
+    t = tables(board, slots)
+    actions = best.actions
+    if changes and not is_over(deadline_s):
+        actions = improve(t, best, seed=seed, deadline_s=deadline_s)
+    mapping = mapping_of(problem, t, actions)
+    if changes and not is_over(deadline_s):
+        mapping = polish(problem, mapping, seed=seed, deadline_s=deadline_s)
+    worse = problem.evaluate(mapping).latency_s >= problem.all_slow_latency_s
+    return Mapping() if worse else mapping
+
+
+def improve(
+    t: Tables, best: Best, *, seed: int, deadline_s: float | None
+) -> np.ndarray:
+    """The `[n]` actions of a better game, by changes that the policy proposes."""
+    n = len(t.op)
+    taken = np.take_along_axis(best.policy, best.actions[:, None], axis=1)[:, 0]
+    prior = (1 - _OPEN) * best.policy + _OPEN * np.array(_OPEN_ACTIONS)
+    walk = annealing.anneal(
+        t,
+        best.actions,
+        seed=seed,
+        tries=min(_TRIES, _STEPS // n) if deadline_s is None else None,
+        deadline_s=deadline_s,
+        weights=np.maximum(1 - taken, _UNSURE),
+        prior=prior,
+        hot=_HOT,
+    )
+    return walk.best_actions
+
+
+def mapping_of(problem: Problem, t: Tables, actions: np.ndarray) -> Mapping:
+    """The mapping that `[n]` actions mean."""
+    moves = np.zeros((len(t.op), len(COLUMNS)), np.int32)
+    kernels.play(t, kernels.init(t), actions, moves, 0, len(t.op))
+    return replay.to_mapping(problem, as_moves(moves))
+
+
+def _games(
+    agent: checkpoint.Agent,
+    problem: Problem,
+    board: Board,
+    slots: int,
+    seed: int,
+    deadline_s: float | None,
+    rounds: Sequence[tuple[int, int]],
+) -> Best | None:
+    """The best of the agent's games; None if all are worse than none."""
+    n = int(board.num_accesses)
+    if n > _WHOLE:
+        temperature = _temperatures(_WINDOW_GAMES)
+        games = windows.play(
+            agent, board, observation.outlook(board), slots, temperature, seed=seed
+        )
+        winner = int(np.argmax(games.saved))
+        return _best(
+            games.moves[winner][:, 0], games.policy[winner], games.saved[winner]
+        )
+    board = board_lib.build(problem)
+    outlook = observation.outlook(board)
+    best = None
+    began_s = time.monotonic()
+    for i, (simulations, number) in enumerate(_affordable(rounds, n, slots)):
+        if is_over(deadline_s) or (
+            i > 0
+            and deadline_s is not None
+            and time.monotonic() - began_s > _GAMES_SHARE * (deadline_s - began_s)
+        ):
             break
-        # The first game of a round is greedy, the others ever more random.
-        temperature = np.linspace(0.0, _MAX_TEMPERATURE, games, dtype=np.float32)
-        moves = rollout.play(
+        played = rollout.play(
             agent.network,
             agent.params,
             jax.random.fold_in(jax.random.key(seed), i),
             board,
             outlook,
-            temperature,
+            _temperatures(number),
             slots=slots,
             num_simulations=simulations,
-        ).moves
-        rewards = np.asarray(moves.reward).sum(axis=1)
-        winner = int(np.argmax(rewards))
-        if rewards[winner] > saved:
-            saved = rewards[winner]
-            best = jax.tree.map(lambda x, g=winner: np.asarray(x[g]), moves)
-    return Mapping() if best is None else replay.to_mapping(problem, best)
+        )
+        saved = np.asarray(played.moves.reward).sum(axis=1)
+        winner = int(np.argmax(saved))
+        if best is None or saved[winner] > best.saved:
+            best = _best(
+                np.asarray(played.moves.action[winner])[:n],
+                np.asarray(played.policy[winner])[:n],
+                float(saved[winner]),
+            )
+    return best
+
+
+def _best(actions: np.ndarray, policy: np.ndarray, saved: float) -> Best:
+    policy = policy + 1e-3 / NUM_ACTIONS
+    return Best(
+        actions.astype(np.int32), policy / policy.sum(axis=1, keepdims=True), saved
+    )
+
+
+def _temperatures(number: int) -> np.ndarray:
+    """The first game of a round is greedy, the others ever more random."""
+    return np.linspace(0.0, _MAX_TEMPERATURE, number, dtype=np.float32)
 
 
 def _affordable(

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
-from jax_malloc import board as board_lib
-from jax_malloc import replay
+from jax_malloc import game
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
-from jax_malloc.solvers.games import is_over
+from jax_malloc.solvers.games import is_over, rounds
+from jax_malloc.solvers.strings import Strings
 
-NUM_GAMES = 64
+GAMES_PER_ROUND = 64
+ROUNDS = 1  # without a deadline
 
 
 def solve(
     problem: Problem, *, seed: int = 0, deadline_s: float | None = None
 ) -> Mapping:
-    """The best of `NUM_GAMES` games of uniformly random legal actions."""
-    board = board_lib.build(problem)
-    if is_over(deadline_s) or not board.num_accesses:
+    """The best game of uniformly random actions; all in slow memory if none helps.
+
+    With a deadline it goes on with rounds of games as long as another should end in
+    time; the first cannot be cut short.
+    """
+    strings = Strings(problem)
+    if is_over(deadline_s) or not strings.num_accesses:
         return Mapping()
-    shape = (NUM_GAMES, len(board.access.op))
-    actions = np.random.default_rng(seed).integers(0, 3, shape, np.int32)
-    moves = replay.play_many(board, actions, slots=replay.slots_of(problem))
-    best = int(np.argmax(np.asarray(moves.reward).sum(axis=1)))
-    if np.asarray(moves.reward)[best].sum() <= 0:
-        return Mapping()
-    return replay.to_mapping(problem, jax.tree.map(lambda x: x[best], moves))
+    rng = np.random.default_rng(seed)
+    best, most = None, 0.0
+    for _ in rounds(ROUNDS, deadline_s):
+        shape = (GAMES_PER_ROUND, strings.num_accesses)
+        played = rng.integers(0, game.NUM_ACTIONS, shape, np.int32)
+        saved = strings.saved(played)
+        if saved.max() > most:
+            best, most = played[np.argmax(saved)], saved.max()
+    return Mapping() if best is None else strings.mapping(best)

@@ -3,7 +3,7 @@
     ruin       some stays of one stretch of the schedule; or all that are in the way of
                one use in slow memory, at one offset; or some around a stall
     recreate   greedily, in a perturbed order
-    accept     what is no slower
+    accept     what is no slower; or, while it is warm, what is not much slower
 
 Source: Schrimpf et al., "Record Breaking Optimization Results Using the Ruin and
 Recreate Principle", J. Comput. Phys. 159, 2000.
@@ -14,6 +14,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jax_malloc.solvers.allocation import Allocation
@@ -32,8 +34,8 @@ _RULES = (
 )
 _EXPONENTS = (1.0, 0.5, 0.5, 0.0)  # of size and time, in the order of the refill
 _NOISE = (0.0, 0.3, 0.8)  # of that order, in logarithms of density
-_RUINED = (2, 4, 8, 16, 999)  # stays taken out of a stretch, at most
-_REACH = (1, 2, 4, 8, 16)  # ops on either side of it
+_RUINED = (1, 2, 4, 8, 8, 16)  # stays taken out of a stretch, at most
+_REACH = (1, 2, 4, 8)  # ops on either side of it
 # How often, of all steps and draws.
 _FOR_A_USE = 0.5
 _AT_A_STALL = 0.2
@@ -73,7 +75,11 @@ class RuinRecreate:
         self._cumulative = list(itertools.accumulate(weights))
 
     def run(
-        self, steps: int | None, deadline_s: float | None, target_s: float = 0.0
+        self,
+        steps: int | None,
+        deadline_s: float | None,
+        target_s: float = 0.0,
+        temperature_s: Callable[[float], float] | None = None,
     ) -> None:
         """Searches; afterwards the allocation is no slower than before.
 
@@ -81,6 +87,9 @@ class RuinRecreate:
           steps: at most; None, until the deadline.
           deadline_s: absolute, on the clock of `time.monotonic()`.
           target_s: a latency that is good enough to stop at.
+          temperature_s: by how much slower a change may be that is accepted one time in
+            e (Metropolis), for every share of the budget from 0 to 1; None, by nothing.
+            The budget is the steps, or the time where there are none.
         Raises:
           ValueError: neither is given.
         """
@@ -88,15 +97,28 @@ class RuinRecreate:
             raise ValueError("a search needs a number of steps or a deadline.")
         if not self._uses or self._cumulative[-1] <= 0:
             return
-        state, best_s = self._allocation.save(), self._allocation.latency_s
-        for _ in itertools.count() if steps is None else range(steps):
+        begin_s = time.monotonic()
+        state, state_s = self._allocation.save(), self._allocation.latency_s
+        best, best_s = state, state_s
+        for step in itertools.count() if steps is None else range(steps):
             if is_over(deadline_s) or best_s <= target_s:
                 break
+            slack_s = 0.0
+            if temperature_s is not None:
+                share = (
+                    step / steps
+                    if steps is not None
+                    else (time.monotonic() - begin_s) / (deadline_s - begin_s)
+                )
+                slack_s = temperature_s(share) * self._rng.expovariate(1.0)
             self._step()
-            if self._allocation.latency_s <= best_s:
-                state, best_s = self._allocation.save(), self._allocation.latency_s
+            if self._allocation.latency_s <= state_s + slack_s:
+                state, state_s = self._allocation.save(), self._allocation.latency_s
+                if state_s <= best_s:
+                    best, best_s = state, state_s
             else:
                 self._allocation.restore(state)
+        self._allocation.restore(best)
 
     def _step(self) -> None:
         kind = self._rng.random()
@@ -196,13 +218,21 @@ class RuinRecreate:
 
     def _order(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """Slow runs `(buffer, first, last)` by perturbed density."""
-        rng, lives = self._rng, self._allocation.lives
+        rng, allocation = self._rng, self._allocation
+        lives = allocation.lives
         exponent, noise = rng.choice(_EXPONENTS), rng.choice(_NOISE)
-        uses = (use for t in range(begin, end) for use in self._uses_at[t])
-        runs = {(b, self._slow_run(b, k)) for b, k in uses}
+        touched: dict[int, set[int]] = {}
+        for t in range(begin, end):
+            for b, k in self._uses_at[t]:
+                touched.setdefault(b, set()).add(k)
         order = []
-        for b, run in sorted((b, run) for b, run in runs if run is not None):
-            first, last = run
+        runs = (
+            (buffer_id, *run)
+            for buffer_id, used in sorted(touched.items())
+            for run in allocation.slow_runs(buffer_id)
+            if not used.isdisjoint(range(run[0], run[1] + 1))
+        )
+        for b, first, last in runs:
             if rng.random() < _LONGER_RUN:  # into a stay beside it, if there is one
                 first, last = max(0, first - 1), min(len(lives[b].uses) - 1, last + 1)
             density = self._worth.density(lives[b], first, last, exponent)

@@ -128,17 +128,19 @@ class Timing:
             copies = (queue.copies for queue in self._queues)
             self._duplex_stall_s = duplex_stall_s(self._clock, *copies)
 
-    def latest_start(self, earliest: int, done: int, seconds: float) -> int:
-        """The last boundary with that much unused copy time until a prefetch is due.
+    def latest_starts(
+        self, earliest: int, done: int, seconds: Sequence[float]
+    ) -> list[int]:
+        """For each number of seconds, the last boundary with that much unused copy time
+        until a prefetch is due; `earliest` if there is none."""
+        return self._queues[0].latest_starts(self._clock, earliest, done, seconds)
 
-        `earliest` if there is none.
-        """
-        return self._queues[0].latest_start(self._clock, earliest, done, seconds)
-
-    def earliest_done(self, start: int, latest: int, seconds: float) -> int:
-        """The first boundary with so much unused copy time since an eviction's start;
-        `latest` if there is none."""
-        return self._queues[-1].earliest_done(self._clock, start, latest, seconds)
+    def earliest_dones(
+        self, start: int, latest: int, seconds: Sequence[float]
+    ) -> list[int]:
+        """For each number of seconds, the first boundary with that much unused copy
+        time since an eviction's start; `latest` if there is none."""
+        return self._queues[-1].earliest_dones(self._clock, start, latest, seconds)
 
     def stalls(self) -> list[tuple[int, float]]:
         """`(boundary, seconds)` of every wait; in full duplex, of each queue alone."""

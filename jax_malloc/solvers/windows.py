@@ -55,23 +55,19 @@ class Windows:
         """
         fills: list[QueuedCopy | None] = [None]
         saves: list[QueuedCopy | None] = [None]
+        lengths = [life.copy_s * room for room in _ROOMS]
         if life.uses[first].reads:
             span = self._prefetch_span(life, first, free_from)
             if span is None:
                 return
-            starts = (
-                self._timing.latest_start(*span, life.copy_s * room) for room in _ROOMS
-            )
+            starts = self._timing.latest_starts(*span, lengths)
             fills = list(self._prefetches(life, span, starts))
         if life.needs_eviction(first, last):
             span = self._eviction_span(life, first, last, free_until)
             if span is None:
                 return
             start, latest = span[0], span[2]
-            dones = (
-                self._timing.earliest_done(start, latest, life.copy_s * room)
-                for room in _ROOMS
-            )
+            dones = self._timing.earliest_dones(start, latest, lengths)
             saves = list(self._evictions(life, span, (*dones, latest)))
         elif life.uses[last].end > free_until:
             return

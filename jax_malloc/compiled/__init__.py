@@ -1,0 +1,1 @@
+"""The same game in compiled loops on the host, for searches that replay one program."""
