@@ -43,6 +43,7 @@ _RUN_DIR = flags.DEFINE_string("run_dir", "runs/agent", "Directory of the run.")
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "Minutes of training.", 0.0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of programs, parameters and games.", 0)
 _GENERATED = flags.DEFINE_integer("generated", 240, "Generated programs.", 0)
+_CORPUS = flags.DEFINE_bool("corpus", True, "Also train on the corpus.")
 _VARIANTS = flags.DEFINE_integer(
     "variants", 3, "Machines that a program of the corpus is planned for.", 1
 )
@@ -154,7 +155,8 @@ def main(argv: list[str]) -> None:
     problems = list(track(generated(range(first, first + count)), "Generating", count))
     test = list(generated(range(first + count, first + count + held)))
     families: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for entry in track(corpus.read(), "Reading the corpus"):
+    entries = corpus.read() if _CORPUS.value else []
+    for entry in track(entries, "Reading the corpus"):
         if entry.split not in families:
             continue
         families[entry.split].add(entry.family)
@@ -165,10 +167,18 @@ def main(argv: list[str]) -> None:
             problems += augmented(program, entry.topology, _VARIANTS.value)
         else:
             test += augmented(program, entry.topology, 1)
-    problems = [
-        p for p in problems if usable(p, _MAX_ACCESSES.value) and under_pressure(p)
-    ]
-    test = [p for p in test if usable(p, _MAX_ACCESSES.value) and under_pressure(p)]
+    problems, test = (
+        [p for p in some if usable(p, _MAX_ACCESSES.value)] for some in (problems, test)
+    )
+    # Where everything fits there is nothing to learn, unless there is nothing else.
+    problems, test = (
+        [p for p in some if under_pressure(p)] or some for some in (problems, test)
+    )
+    if not problems or not test:
+        raise app.UsageError(
+            f"of --generated={count} and --held_out={held} programs none is left to "
+            "train on or to evaluate with; generate more, or raise --max_accesses"
+        )
     console.print(f"{len(problems)} programs to train on, {len(test)} held out")
     baseline = {
         i: p.evaluate(greedy.solve(p)).latency_s

@@ -318,7 +318,7 @@ def test_train_agent_leaves_a_checkpoint_and_a_curve(run, tmp_path):
         "--max_accesses=128",
         "--num_games=4",
         "--simulations=2",
-        "--nozoo",
+        "--nocorpus",
     )
     assert not code
     assert re.search(r"\d+ programs to train on, \d held out", out)

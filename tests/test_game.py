@@ -73,15 +73,28 @@ def test_dropping_everything_is_all_in_slow_memory():
     assert moves.reward.sum() == 0
 
 
-def test_copy_at_the_definition_starts_an_eviction_right_after_it():
-    problem = toy_problems.problem(toy_problems.chain())
+def copy_at_definition(problem, name):
+    """The evictions of a game that says COPY wherever this buffer is, else DROP."""
     rows = board_lib.rows(problem)
-    a = [b.label for b in problem.program.buffers].index("a")
-    actions = [COPY if problem.access_buffer[i] == a else DROP for i in rows.access]
+    mine = [b.label for b in problem.program.buffers].index(name)
+    actions = [COPY if problem.access_buffer[i] == mine else DROP for i in rows.access]
     mapping = replay.to_mapping(problem, play(problem, actions))
-    evictions = [c for c in mapping.copies if c.direction is Direction.EVICT]
-    assert [(c.buffer_id, c.start) for c in evictions] == [(a, 1)]
     assert not validator.find_violations(problem, mapping)
+    evictions = [c for c in mapping.copies if c.direction is Direction.EVICT]
+    return mine, [(c.buffer_id, c.start) for c in evictions]
+
+
+def test_copy_at_the_definition_starts_an_eviction_right_after_it():
+    problem = toy_problems.problem(toy_problems.diamond())
+    b, evictions = copy_at_definition(problem, "b")
+    assert evictions == [(b, 2)]
+
+
+def test_a_place_is_not_given_up_for_a_use_that_comes_at_once():
+    """There would be no time to be gone: the eviction would be all stall."""
+    problem = toy_problems.problem(toy_problems.chain())
+    _, evictions = copy_at_definition(problem, "a")
+    assert evictions == []
 
 
 def test_a_prefetch_begins_as_late_as_the_ops_in_between_hide_it():
