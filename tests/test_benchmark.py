@@ -84,6 +84,7 @@ def benchmark(tmp_path, capsys, monkeypatch):
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
+    flags.FLAGS.flags_by_module_dict().pop("benchmark", None)
     sys.modules.pop("benchmark", None)
 
 

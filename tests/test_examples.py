@@ -43,6 +43,8 @@ def load():
     flags.FLAGS.unparse_flags()
     for name in loaded:
         sys.modules.pop(name, None)
+        # Of an example loaded twice, absl still lists the first flags as its own.
+        flags.FLAGS.flags_by_module_dict().pop(name, None)
 
 
 @pytest.fixture
