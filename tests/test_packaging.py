@@ -43,10 +43,10 @@ def test_the_requirements_are_those_of_setup(distribution):
     assert required == {
         "jax>=0.10.2",
         *("jaxlib", "numpy", "scipy", "flax", "mctx", "absl-py"),
-        *("optax", "rich", "msgpack"),
+        *("numba", "optax", "rich", "msgpack"),
     }
     extras = set(distribution.metadata.get_all("Provides-Extra"))
-    assert extras == {"tpu", "viz", "docs", "dev"}
+    assert extras == {"tpu", "train", "viz", "docs", "dev"}
     assert distribution.metadata["Requires-Python"] == ">=3.11"
 
 
