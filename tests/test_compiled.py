@@ -127,20 +127,6 @@ def test_annealing_solves_what_keeping_everything_does_not():
     assert walk.saved[1] == pytest.approx(best, abs=1e-6)
 
 
-def test_annealing_proposes_what_its_prior_allows():
-    t = tables(board_lib.build(PROBLEMS["generated4"]), 64)
-    n = len(t.op)
-    never_copy = np.tile([0.5, 0.0, 0.5], (n, 1))
-    start = play(t, np.full(n, 2, np.int32))[:, 0]
-    weights = np.zeros(n)
-    weights[: n // 2] = 1
-    proposals = annealing.proposals(t, weights, never_copy)
-    walk = annealing.start(t, start)
-    before = walk.actions.copy()
-    kernels.run(t, proposals, walk, np.random.default_rng(0), 200, 1e3, 1e3)
-    assert (walk.actions != before).any()
-
-
 def test_annealing_needs_an_end_and_keeps_to_its_deadline():
     t = tables(board_lib.build(PROBLEMS["random"]), 64)
     start = np.zeros(len(t.op), np.int32)
