@@ -1,12 +1,13 @@
 """What the agent sees before each decision: one flat vector of numbers near [-2, 2].
 
     this access     what is legal, its size, what it saves now and later, how long until
-                    the next access, what a copy would cost, and whom a new stay would
-                    displace
+                    the next access, what a copy would cost, whom a new stay would
+                    displace, and what prices of the whole program say about it
     fast memory     a picture of the offsets in 32 bins: taken now, kept for later, how
-    soon what comes      the next 12 accesses, with whether their buffers are in fast
-    memory, and
-                    the demand for fast memory at growing distances
+                    soon
+    what comes      the next 12 accesses, with whether their buffers are in fast memory
+                    and what prices say, and the demand for fast memory at growing
+                    distances
     the machine     size against working set, share of time that slow memory costs
 
 Everything is relative (to capacity, to the program's latency, to a copy's time), so
@@ -24,7 +25,7 @@ import numpy as np
 from jax_malloc.board import NEVER, Board
 from jax_malloc.game import GameState, Proposal
 
-VERSION = 2  # of the vector's meaning; checkpoints name the one they were trained on
+VERSION = 3  # of the vector's meaning; checkpoints name the one they were trained on
 
 _BINS = 32
 _AHEAD = 12
@@ -35,10 +36,13 @@ class Outlook(NamedTuple):
     """What can be said about a board before the game; computed once per board.
 
     saving: `[N]` units that each access would save, its share of what its op can save.
-    later_saving: `[N]` of the buffer's later accesses.
+    next_saving, later_saving: `[N]` of the buffer's next access, and of all later ones.
     keep_rank, rank: `[N]` in [0, 1], percentile of the saving of the next access per
       granule and unit of time for which the place must be kept, and of this access's
       own saving per granule.
+    fast, kept, fetched, keep_cost, fetch_cost: `[N]` what prices of fast memory and of
+      copying make of each access, over the whole program (`prices.Relaxed`).
+    kept_before: `[N]` of the buffer's previous access, whether it is kept for this one.
     clock: `[T + 1]` units of the all-slow program before each boundary.
     demand: `[T + 1]` granules of live game buffers over capacity.
     machine: `[4]`: log of working set over capacity, share of latency that slow memory
@@ -46,9 +50,16 @@ class Outlook(NamedTuple):
     """
 
     saving: jax.Array
+    next_saving: jax.Array
     later_saving: jax.Array
     keep_rank: jax.Array
     rank: jax.Array
+    fast: jax.Array
+    kept: jax.Array
+    kept_before: jax.Array
+    fetched: jax.Array
+    keep_cost: jax.Array
+    fetch_cost: jax.Array
     clock: jax.Array
     demand: jax.Array
     machine: jax.Array
@@ -56,6 +67,10 @@ class Outlook(NamedTuple):
 
 def outlook(board: Board) -> Outlook:
     """The outlook of a board, on the host."""
+    # Not a top-level import: a plan that plays no game need not load the compiler.
+    from jax_malloc.compiled import prices
+    from jax_malloc.compiled.tables import neighbours, tables
+
     board = jax.tree.map(np.asarray, board)
     access, n = board.access, int(board.num_accesses)
     length = len(access.op)
@@ -103,14 +118,25 @@ def outlook(board: Board) -> Outlook:
         np.log2(max(n, 1)) / 8,
     ]
 
+    t = tables(board, slots=0)
+    following, before = neighbours(t)
+    relaxed = prices.relax(t, saving, before, following)
+
     def padded(x):
         return np.pad(x, (0, length - n)).astype(np.float32)
 
     return Outlook(
         saving=padded(saving),
+        next_saving=padded(next_saving),
         later_saving=padded(later),
         keep_rank=padded(_percentile(keep)),
         rank=padded(_percentile(saving / size)),
+        fast=padded(relaxed.fast),
+        kept=padded(relaxed.kept),
+        kept_before=padded(np.where(before >= 0, relaxed.kept[before], 0.0)),
+        fetched=padded(relaxed.fetched),
+        keep_cost=padded(relaxed.keep_cost),
+        fetch_cost=padded(relaxed.fetch_cost),
         clock=clock.astype(np.float32),
         demand=demand.astype(np.float32),
         machine=np.array(machine, np.float32),
@@ -125,7 +151,7 @@ def _percentile(x: np.ndarray) -> np.ndarray:
 
 def size() -> int:
     """Length of the vector that `observe` returns."""
-    return 3 + 28 + 3 * _BINS + 8 * _AHEAD + len(_HORIZONS) + 4
+    return 3 + 36 + 3 * _BINS + 11 * _AHEAD + len(_HORIZONS) + 4
 
 
 def observe(
@@ -163,6 +189,7 @@ def _this_access(board, outlook, state, proposal, capacity):
         state.credit[jnp.clip(jnp.minimum(access.next_ready, board.num_ops), 0, last)]
         - state.credit[jnp.clip(access.hold_until + 1, 0, last)]
     )
+    next_saving = look.next_saving[i]
     relative_size = access.size / capacity
     taken = (stays.begin <= access.op) & (stays.end >= access.op)
     kept = stays.live & ~taken & (stays.kept_until >= access.op)
@@ -210,6 +237,14 @@ def _this_access(board, outlook, state, proposal, capacity):
             (kept * stays.size).sum() / capacity,
             (displaced * stays.size).sum() / capacity,
             (sooner * stays.size).sum() / capacity,
+            look.fast[i],
+            look.kept[i],
+            look.kept_before[i],
+            look.fetched[i],
+            _root(look.keep_cost[i]),
+            _root(look.fetch_cost[i]),
+            _root(look.saving[i] - look.fetch_cost[i]),
+            _root(next_saving - look.keep_cost[i]) * has_next,
         ]
     )
     return jnp.concatenate([flags, numbers])
@@ -258,6 +293,9 @@ def _what_comes(board, outlook, state, capacity):
             ahead.writes,
             resident,
             look.keep_rank[rows],
+            look.fast[rows],
+            look.kept_before[rows],
+            look.fetched[rows],
             _log(gap),
             _log(ahead.op - now),
         ],

@@ -32,6 +32,7 @@ from jax_malloc.agent.network import (
     to_scalar,
     to_two_hot,
 )
+from jax_malloc.solvers import milp
 
 SMALL = NetworkConfig(hidden=16, latent=8, dynamics=16, atoms=21)
 
@@ -106,6 +107,38 @@ def test_the_search_prefers_the_action_that_the_model_says_pays():
     assert choice.action[:4].tolist() == [game.Action.COPY] * 4
     assert choice.action[4] != game.Action.COPY
     assert float(choice.policy[4, game.Action.COPY]) == 0
+
+
+def test_the_search_can_use_the_game_itself():
+    """Who would drop everything plays well once the tree has the game's rewards."""
+    problem = toy_problems.problem(toy_problems.weight_reused())
+    _, params = agent()
+
+    class Dropping(MuZeroNetwork):
+        def predict(self, latent):
+            logits = jnp.zeros((*latent.shape[:-1], 3)).at[..., game.Action.DROP].set(1)
+            return super().predict(latent)._replace(policy=logits)
+
+    board = board_lib.build(problem)
+
+    def latency_s(true_scale):
+        games = rollout.play(
+            Dropping(SMALL),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.random.key(0),
+            board,
+            observation.outlook(board),
+            jnp.zeros(2),
+            slots=replay.slots_of(problem),
+            num_simulations=48,
+            true_scale=true_scale,
+        )
+        moves = jax.tree.map(lambda x: x[0], games.moves)
+        return problem.evaluate(replay.to_mapping(problem, moves)).latency_s
+
+    best_s = problem.evaluate(milp.solve(problem)).latency_s
+    assert latency_s(jnp.float32(10.0)) <= 1.05 * best_s
+    assert latency_s(None) == problem.all_slow_latency_s > 1.2 * best_s
 
 
 def test_padding_does_not_change_what_the_agent_does():

@@ -214,10 +214,10 @@ def test_a_program_too_long_for_a_model_has_a_bound_all_the_same(monkeypatch):
 def test_a_proven_optimum_needs_no_agent(monkeypatch):
     problem = toy_problems.problem("chain")
 
-    def play(*args, **kwargs):
+    def propose(*args, **kwargs):
         raise AssertionError("the agent was asked")
 
-    monkeypatch.setattr(muzero, "play", play)
+    monkeypatch.setattr(muzero, "propose", propose)
     found_s = latency_of(problem, hybrid.solve(problem))
     assert found_s <= milp.lower_bound_s(problem) * (1 + 1e-4)
 

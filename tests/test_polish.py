@@ -12,7 +12,7 @@ from jax_malloc.generate.draft import Draft
 from jax_malloc.mapping import Copy, Direction, Mapping, Segment
 from jax_malloc.solvers import greedy
 from jax_malloc.solvers.allocation import Allocation
-from jax_malloc.solvers.polish import drop_losers, polish, retime
+from jax_malloc.solvers.polish import drop_losers, polish, retime, search
 from jax_malloc.solvers.ruin_recreate import RuinRecreate
 from jax_malloc.solvers.worth import Worth
 
@@ -146,3 +146,39 @@ def test_an_endless_search_is_refused():
     search = RuinRecreate(allocation, Worth(problem, allocation.lives), seed=0)
     with pytest.raises(ValueError, match="number of steps or a deadline"):
         search.run(None, None)
+
+
+def test_a_search_from_several_mappings_is_no_slower_than_any():
+    problem = toy_problems.random_problem(6, num_ops=40, pressure=3.0)
+    starts = [random_mapping(problem, seed) for seed in range(3)]
+    starts += [Mapping(), greedy.solve(problem)]
+    found = search(problem, starts, seed=0, deadline_s=None)
+    assert latency_of(problem, found) <= min(latency_of(problem, m) for m in starts)
+    again = search(problem, starts, seed=0, deadline_s=None)
+    assert again == found
+
+
+def test_a_search_ends_in_time():
+    problem = toy_problems.random_problem(6, num_ops=40, pressure=3.0)
+    begin_s = time.monotonic()
+    search(
+        problem, [Mapping(), greedy.solve(problem)], seed=0, deadline_s=begin_s + 0.5
+    )
+    assert 0.3 < time.monotonic() - begin_s < 5
+    assert search(problem, [Mapping()], seed=0, deadline_s=begin_s) == Mapping()
+
+
+def test_a_guide_changes_what_comes_first():
+    """Two equals that do not fit together: the guide picks."""
+    draft = Draft("equals")
+    x = draft.parameter(KIB, "x")
+    made = draft.op("fusion", [x], [10 * KIB, 10 * KIB], name="make")
+    (y,) = draft.op("fusion", made, [KIB], name="y")
+    problem = toy_problems.problem(draft.build([y]))
+    for favourite in made:
+        guide = {b: [1.0 if b == favourite else 0.1] * 2 for b in made}
+        guide |= {b: [1.0] for b in (x, y)}
+        mapping = greedy.solve(problem, guide=guide)
+        assert mapping.segments_of(favourite)
+        (other,) = set(made) - {favourite}
+        assert not mapping.segments_of(other)

@@ -14,9 +14,9 @@ import numpy as np
 
 from jax_malloc.agent.lessons import Lesson
 
-# Tries per decision: about half a second for 300 decisions.
-_TRIES = 12
-_MOST_WORK = 8_000_000  # tries times decisions
+# Tries per decision: about a second for 300 decisions.
+_TRIES = 25
+_MOST_WORK = 16_000_000  # tries times decisions
 
 
 def find(
@@ -57,7 +57,7 @@ def _anneal(lesson: Lesson, seed: int) -> np.ndarray:
         np.zeros(n, np.int32),
         seed=seed,
         tries=min(_TRIES * n, _MOST_WORK // n),
-        hot=2.0,
+        hot=3.0,
     )
     return walk.best_actions.astype(np.int8)
 

@@ -25,10 +25,12 @@ def latencies_s(
     num_simulations: int = 0,
     seed: int = 0,
     length: int | None = None,
+    true_scale: float | None = None,
 ) -> np.ndarray:
     """`[num_games]` seconds of each game's mapping; the first game is greedy.
 
     Boards are padded to `length`, so that many problems can share one compilation.
+    `true_scale` is for `rollout.play`.
     """
     board = board_lib.build(problem, length)
     temperature = np.where(np.arange(num_games) == 0, 0.0, 1.0).astype(np.float32)
@@ -41,6 +43,7 @@ def latencies_s(
         temperature,
         slots=replay.slots_of(problem),
         num_simulations=num_simulations,
+        true_scale=None if true_scale is None else np.float32(true_scale),
     )
     saved = np.asarray(games.moves.reward).sum(axis=1)
     return problem.all_slow_latency_s - saved * float(board.unit_s)

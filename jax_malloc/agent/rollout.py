@@ -46,6 +46,7 @@ def play(
     actions: jax.Array | None = None,
     state: GameState | None = None,
     steps: jax.Array | None = None,
+    true_scale: jax.Array | None = None,
     batched: bool = False,
     record: bool = False,
 ) -> Games:
@@ -60,6 +61,8 @@ def play(
         are then those expected during the game, without a final correction.
       steps: `[]` how many accesses to play, instead of all.
       actions: `[G, N]` int32, to be taken in place of the agent's choice where not -1.
+      true_scale: `[]` units per unit of reward, to search with the game itself in place
+        of the learned dynamics, on one board for all games; None, as usual.
       record: keep the observations, for training.
     """
     axis = 0 if batched else None
@@ -75,6 +78,12 @@ def play(
     observe = jax.vmap(observation.observe, in_axes=(axis, axis, 0, 0))
     apply = jax.vmap(game.apply, in_axes=(axis, 0, 0, 0))
 
+    model = None
+    if true_scale is not None:
+        model = functools.partial(
+            search.true_model, network, board, outlook, true_scale
+        )
+
     def turn(state, i):
         proposal = propose(board, state)
         seen = observe(board, outlook, state, proposal)
@@ -86,6 +95,8 @@ def play(
             proposal.legal,
             num_simulations=num_simulations,
             temperature=temperature,
+            model=model,
+            state=state,
         )
         action = choice.action
         if actions is not None:

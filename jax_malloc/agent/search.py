@@ -1,19 +1,25 @@
 """Choosing an action: Gumbel MuZero over the learned model, or the policy alone.
 
 Inside the tree the game does not exist: `recurrent_fn` is the learned dynamics. The
-legal actions are known at the root only.
+legal actions are known at the root only. `true_model` has the game in its place, to see
+what learning it costs.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mctx
 
+from jax_malloc import game
 from jax_malloc.agent.network import MuZeroNetwork, to_scalar
+from jax_malloc.board import Board
+from jax_malloc.game import GameState
+from jax_malloc.observation import Outlook, observe
 
 # Rewards and values are shares of one program's range already; min-max rescaling within
 # a tree would turn noise into differences.
@@ -46,6 +52,41 @@ def recurrent_fn(network: MuZeroNetwork, params, key, action, latent):
     )
 
 
+def true_model(
+    network: MuZeroNetwork,
+    board: Board,
+    outlook: Outlook,
+    scale: jax.Array,
+    params,
+    key,
+    action,
+    state: GameState,
+):
+    """The rules of the game in place of the learned dynamics, for one board.
+
+    Args:
+      scale: `[]` units that one unit of reward and value is.
+      state: `[G, ...]`, in place of latents.
+    """
+    del key
+    propose = jax.vmap(functools.partial(game.propose, board))
+    after, move = jax.vmap(functools.partial(game.step, board))(state, action)
+    seen = jax.vmap(functools.partial(observe, board, outlook))(after, propose(after))
+    prediction = network.apply(
+        params, network.apply(params, seen, method="represent"), method="predict"
+    )
+    going_on = after.cursor < board.num_accesses
+    return (
+        mctx.RecurrentFnOutput(
+            reward=move.reward / scale,
+            discount=going_on.astype(jnp.float32),
+            prior_logits=prediction.policy,
+            value=to_scalar(prediction.value, network.config),
+        ),
+        after,
+    )
+
+
 def choose(
     network: MuZeroNetwork,
     params,
@@ -55,6 +96,8 @@ def choose(
     *,
     num_simulations: int,
     temperature: jax.Array,
+    model: Callable | None = None,
+    state: GameState | None = None,
 ) -> Choice:
     """One decision for each of `G` games.
 
@@ -63,6 +106,8 @@ def choose(
       observation: `[G, F]`. legal: `[G, 3]` bool.
       num_simulations: static; 0 samples from the policy head without a search.
       temperature: `[G]`; scales the randomness of the choice, 0 is greedy.
+      model, state: what the tree steps with and from where, in place of the learned
+        dynamics and the latents; see `true_model`.
     """
     latent = network.apply(params, observation, method="represent")
     prediction = network.apply(params, latent, method="predict")
@@ -81,9 +126,11 @@ def choose(
         params,
         key,
         mctx.RootFnOutput(
-            prior_logits=prediction.policy, value=value, embedding=latent
+            prior_logits=prediction.policy,
+            value=value,
+            embedding=latent if model is None else state,
         ),
-        functools.partial(recurrent_fn, network),
+        model or functools.partial(recurrent_fn, network),
         num_simulations=num_simulations,
         invalid_actions=invalid,
         max_num_considered_actions=3,

@@ -170,15 +170,14 @@ def cut_outlook(outlook: Outlook, window: Window, length: int) -> Outlook:
     def padded(x, size):
         return np.pad(x, (0, size - len(x)), mode="edge")
 
-    return Outlook(
-        saving=padded(outlook.saving[rows], length),
-        later_saving=padded(outlook.later_saving[rows], length),
-        keep_rank=padded(outlook.keep_rank[rows], length),
-        rank=padded(outlook.rank[rows], length),
-        clock=padded(outlook.clock[boundaries], length + 1),
-        demand=padded(outlook.demand[boundaries], length + 1),
-        machine=outlook.machine,
-    )
+    cut = {
+        name: padded(column[boundaries], length + 1)
+        if name in ("clock", "demand")
+        else padded(column[rows], length)
+        for name, column in outlook._asdict().items()
+        if name != "machine"
+    }
+    return Outlook(machine=outlook.machine, **cut)
 
 
 def cut_state(state: State, window: Window, length: int, *, limited: bool) -> GameState:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from jax_malloc.compiled import kernels
 from jax_malloc.compiled.kernels import Proposals, Walk
-from jax_malloc.compiled.tables import COLUMNS, Floats, Ints, Tables
+from jax_malloc.compiled.tables import COLUMNS, Floats, Ints, Tables, neighbours
 
 # Units of temperature, a thousandth of the all-slow latency each.
 _HOT, _COLD = 1.0, 0.02
+_LEAST_WEIGHT = 0.1  # of a decision on nothing, of the mean weight
 _CHUNK_S = 0.05  # between looks at the clock
-_UNIFORM = (0.5, 0.25, 0.25)  # of NO_COPY, COPY and DROP, where nothing is known
+_UNIFORM = (0.4, 0.35, 0.25)  # of NO_COPY, COPY and DROP, where nothing is known
 
 
 def anneal(
@@ -36,7 +37,7 @@ def anneal(
       seed: of all draws.
       tries: changes to try; None goes on until the deadline.
       deadline_s: absolute, on the clock of `time.monotonic()`.
-      weights: `[N]` how often each decision is changed; None, all alike.
+      weights: `[N]` how often each decision is changed; None, by what is at stake.
       prior: `[N, 3]` probabilities of the new action; None, the same everywhere.
       hot: temperature at the start, units.
     Raises:
@@ -48,7 +49,7 @@ def anneal(
     walk = start(t, actions)
     draws = proposals(
         t,
-        np.ones(n) if weights is None else np.asarray(weights, np.float64),
+        at_stake(t) if weights is None else np.asarray(weights, np.float64),
         np.tile(_UNIFORM, (n, 1)) if prior is None else prior,
     )
     rng = np.random.default_rng(seed)
@@ -73,16 +74,10 @@ def anneal(
             chunk = 256
 
 
-def neighbours(t: Tables) -> tuple[Ints, Ints]:
-    """`[N]` index of the same buffer's next access, and of its previous one; or -1."""
-    n = len(t.op)
-    following, before = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-    last: dict[int, int] = {}
-    for i, b in enumerate(t.buffer.tolist()):
-        if b in last:
-            before[i], following[last[b]] = last[b], i
-        last[b] = i
-    return following, before
+def at_stake(t: Tables) -> Floats:
+    """`[N]` how much depends on each decision: the root of its time in slow memory."""
+    root = np.sqrt(t.slow_time)
+    return root + _LEAST_WEIGHT * root.mean() + 1e-9
 
 
 def proposals(t: Tables, weights: Floats, prior: NDArray[np.floating]) -> Proposals:

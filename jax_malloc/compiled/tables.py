@@ -97,6 +97,18 @@ def tables(board: Board, slots: int) -> Tables:
     )
 
 
+def neighbours(t: Tables) -> tuple[Ints, Ints]:
+    """`[N]` index of the same buffer's next access, and of its previous one; or -1."""
+    n = len(t.op)
+    following, before = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
+    last: dict[int, int] = {}
+    for i, b in enumerate(t.buffer.tolist()):
+        if b in last:
+            before[i], following[last[b]] = last[b], i
+        last[b] = i
+    return following, before
+
+
 def as_moves(moves: Ints) -> Move:
     """A table of moves as the game's, with rewards left at 0."""
     fields: dict[str, Any] = dict(zip(COLUMNS, moves.T, strict=True))

@@ -12,6 +12,14 @@ def is_over(deadline_s: float | None) -> bool:
     return deadline_s is not None and time.monotonic() >= deadline_s
 
 
+def share_of(deadline_s: float | None, share: float) -> float | None:
+    """The deadline of a part that may take a share of the time that is left."""
+    if deadline_s is None:
+        return None
+    now = time.monotonic()
+    return now + share * (deadline_s - now)
+
+
 def rounds(number: int, deadline_s: float | None) -> Iterator[int]:
     """Counts rounds of games from 0: so many, or with a deadline as many as fit.
 

@@ -19,7 +19,7 @@ from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.packing import FitRule
 from jax_malloc.solvers.uses import Life
-from jax_malloc.solvers.worth import Worth
+from jax_malloc.solvers.worth import Guide, Worth
 
 # Orders to try, best kept: exponent of size and time, offset rule, and the longest gap,
 # in times of a copy, over which a buffer is first tried in one piece. No order is best
@@ -39,12 +39,21 @@ _USES_OF_ALL_ORDERS = 24_000
 
 
 def solve(
-    problem: Problem, *, seed: int = 0, deadline_s: float | None = None
+    problem: Problem,
+    *,
+    seed: int = 0,
+    deadline_s: float | None = None,
+    guide: Guide | None = None,
 ) -> Mapping:
-    """The best mapping over a few orders; the first order is always finished."""
+    """The best mapping over a few orders; the first order is always finished.
+
+    Args:
+      problem, seed, deadline_s: as for every solver.
+      guide: factors of what each use is worth.
+    """
     del seed  # nothing is random
     allocation = Allocation(problem)
-    worth = Worth(problem, allocation.lives)
+    worth = Worth(problem, allocation.lives, guide)
     empty = allocation.save()
     num_uses = sum(len(life.uses) for life in allocation.lives.values())
     orders = _ORDERS[: max(2, _USES_OF_ALL_ORDERS // max(num_uses, 1))]

@@ -1,15 +1,16 @@
 """The default solver: linear programming, the classical solvers, the agent, a search.
 
-    greedy ---------------+
-    compiler's mapping ---+--> polish each --> ruin and recreate on the best
-    linear program -------+
-    agent ----------------+
+    greedy, as it is ----+
+    and at prices --------+
+    compiler's mapping ---+--> the best, polished ---+
+    linear program -------+                          +--> ruin and recreate on each,
+    agent: a game, an order, and what to try first --+    then on the best
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
-that is it: to within as much, the result is never worse than any part. The agent plays
-games of its policy alone, and changes the best of them; with little time there are only
-the others. The compiler's mapping has no offsets in HLO text; it is packed anew as far
-as it fits.
+that is it: to within as much, the result is never worse than any part. The agent's
+mappings are searched from even where they are slower at first, for they lead elsewhere;
+with little time there are only the others. The compiler's mapping has no offsets in
+HLO text; it is packed anew as far as it fits.
 """
 
 from __future__ import annotations
@@ -18,19 +19,15 @@ import time
 
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
-from jax_malloc.solvers import compiler_mapping, greedy, milp, muzero
-from jax_malloc.solvers.games import is_over
-from jax_malloc.solvers.polish import polish
+from jax_malloc.solvers import compiler_mapping, greedy, guides, milp, muzero
+from jax_malloc.solvers.games import is_over, share_of
+from jax_malloc.solvers.polish import polish, search
 
 # Compiling and playing the agent's games once takes about this long, and cannot be cut
 # short: with less time than that, the search gets all of it.
-_AGENT_S = 8.0
-# Steps of the search without a deadline: a number, not a time, so that a seed gives the
-# same plan everywhere. A step costs more in a long program.
-_MIN_STEPS, _MAX_STEPS = 50, 1000
-_SEARCHED_USES = 600_000
+_AGENT_S = 3.0
 _LINEAR_SHARE = 0.3  # of the time until the deadline
-_AGENT_SHARE = 0.4  # of what is left then
+_AGENT_SHARE = 0.25  # of what is left then
 _GOOD_ENOUGH = 1e-4
 
 
@@ -41,6 +38,8 @@ def solve(
     candidates = [greedy.solve(problem, seed=seed, deadline_s=deadline_s)]
     if is_over(deadline_s):
         return candidates[0]
+    priced = guides.of_prices(problem)
+    candidates.append(greedy.solve(problem, deadline_s=deadline_s, guide=priced))
     compiled = compiler_mapping.from_compiler(problem)
     if compiled is not None:
         candidates.append(compiled)
@@ -59,7 +58,7 @@ def solve(
         return best
     planned, bound_s = milp.solve_and_bound(
         problem,
-        deadline_s=_share(deadline_s, _LINEAR_SHARE),
+        deadline_s=share_of(deadline_s, _LINEAR_SHARE),
         good_enough=_GOOD_ENOUGH,
         known_s=latency_s(best),
     )
@@ -69,31 +68,21 @@ def solve(
         best = polished_best()
     if latency_s(best) <= target_s or is_over(deadline_s):
         return best
+    starts, guide = [best], None
     if deadline_s is None or deadline_s - time.monotonic() > _AGENT_S:
-        played = muzero.play(
+        proposal = muzero.propose(
             muzero.pretrained(),
             problem,
             seed=seed,
-            deadline_s=_share(deadline_s, _AGENT_SHARE),
-            rounds=muzero.POLICY,
+            deadline_s=share_of(deadline_s, _AGENT_SHARE),
         )
-        candidates = [best, played]
-        best = polished_best()
-    steps = _SEARCHED_USES // max(len(problem.access_op), 1)
-    steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
-    return polish(
+        starts += proposal.mappings
+        guide = proposal.guide
+    return search(
         problem,
-        best,
+        starts,
         seed=seed,
         deadline_s=deadline_s,
-        steps=None if deadline_s is not None else steps,
         target_s=target_s,
+        guide=guide,
     )
-
-
-def _share(deadline_s: float | None, share: float) -> float | None:
-    """The deadline of a part that may take a share of the time that is left."""
-    if deadline_s is None:
-        return None
-    now = time.monotonic()
-    return now + share * (deadline_s - now)

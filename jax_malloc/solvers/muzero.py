@@ -1,10 +1,12 @@
-"""The pretrained agent alone: many games, and changes to the best that it proposes.
+"""The pretrained agent alone: games, and searches that its policy guides.
 
     games        64 of the policy, from greedy to random; of long programs in windows
     search       32 with 16 simulations per move, where a program is short
     changes      to the best game: where the policy is unsure, to what it would rather
                  do; played by the rules, kept by simulated annealing
-    clean-up     stays and copies that do not pay go, copies move, what fits comes in
+    order        another mapping: uses enter by what they save, times the policy's
+                 probability of fast memory, as far as prices want them at all
+    repair       both are ruined here and there and recreated in that order
 
 Every mapping is judged by its true latency.
 """
@@ -26,11 +28,13 @@ from jax_malloc.agent import checkpoint, rollout, windows
 from jax_malloc.board import Board
 from jax_malloc.compiled import annealing, kernels
 from jax_malloc.compiled.tables import COLUMNS, Tables, as_moves, tables
-from jax_malloc.game import NUM_ACTIONS
+from jax_malloc.game import NUM_ACTIONS, Action
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
-from jax_malloc.solvers.games import is_over
-from jax_malloc.solvers.polish import polish
+from jax_malloc.solvers import greedy, guides
+from jax_malloc.solvers.games import is_over, share_of
+from jax_malloc.solvers.polish import polish, search
+from jax_malloc.solvers.worth import Guide
 
 WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "agent.msgpack"
 
@@ -50,6 +54,9 @@ _UNSURE = 0.3  # least weight of a decision that the policy is sure of
 _OPEN = 0.5  # share of proposed actions that are drawn regardless of the policy
 _OPEN_ACTIONS = (0.5, 0.25, 0.25)
 _HOT = 3.0  # units of temperature at the start of the changes
+_CHANGES_SHARE = 0.4  # of the time that is left after the games
+_ORDER_SHARE = 0.3  # of what is left, for the order at most
+_LEAST_DESIRE = 0.2  # of a use that the policy would leave in slow memory
 
 
 class Best(NamedTuple):
@@ -76,6 +83,16 @@ def pretrained() -> checkpoint.Agent:
     return checkpoint.load(str(WEIGHTS))
 
 
+class Proposal(NamedTuple):
+    """What the agent proposes: mappings to search from, and what to try first.
+
+    mappings: at least one. guide: None where it has no opinion.
+    """
+
+    mappings: list[Mapping]
+    guide: Guide | None
+
+
 def play(
     agent: checkpoint.Agent,
     problem: Problem,
@@ -90,25 +107,76 @@ def play(
     Args:
       agent: the network and its parameters.
       rounds: of games, (simulations per move, games).
-      changes: also change the best game, and clean up; else the games are all.
+      changes: also search from the best game; else the games are all.
+    """
+    if not changes:
+        proposal = propose(
+            agent,
+            problem,
+            seed=seed,
+            deadline_s=deadline_s,
+            rounds=rounds,
+            changes=False,
+        )
+        mapping = proposal.mappings[0]
+    else:
+        proposal = propose(
+            agent,
+            problem,
+            seed=seed,
+            deadline_s=deadline_s,
+            rounds=rounds,
+            changes_share=_CHANGES_SHARE,
+        )
+        mapping = search(
+            problem,
+            proposal.mappings,
+            seed=seed,
+            deadline_s=deadline_s,
+            guide=proposal.guide,
+        )
+    worse = problem.evaluate(mapping).latency_s >= problem.all_slow_latency_s
+    return Mapping() if worse else mapping
+
+
+def propose(
+    agent: checkpoint.Agent,
+    problem: Problem,
+    *,
+    seed: int = 0,
+    deadline_s: float | None = None,
+    rounds: Sequence[tuple[int, int]] = POLICY,
+    changes: bool = True,
+    changes_share: float = 1.0,
+) -> Proposal:
+    """The agent's mappings: its best game, changed, and what its order builds.
+
+    Args:
+      agent, problem, seed, deadline_s, rounds, changes: as for `play`.
+      changes_share: of the time after the games, for the changes.
     """
     least = board_lib.least_length(problem)
     slots = replay.slots_of(problem)
     board = board_lib.build(problem, least)
     if is_over(deadline_s) or not board.num_accesses:
-        return Mapping()
+        return Proposal([Mapping()], None)
     best = _games(agent, problem, board, slots, seed, deadline_s, rounds)
     if best is None:
-        return Mapping()
+        return Proposal([Mapping()], None)
     t = tables(board, slots)
-    actions = best.actions
-    if changes and not is_over(deadline_s):
-        actions = improve(t, best, seed=seed, deadline_s=deadline_s)
+    desire = np.maximum(1.0 - best.policy[:, Action.DROP], _LEAST_DESIRE)
+    prices = guides.price_factor(observation.outlook(board), board)
+    guide = guides.of_accesses(problem, desire * prices)
+    if not changes or is_over(deadline_s):
+        return Proposal([mapping_of(problem, t, best.actions)], guide)
+    limit_s = share_of(deadline_s, _ORDER_SHARE)
+    ordered = greedy.solve(problem, deadline_s=limit_s, guide=guide)
+    actions = improve(
+        t, best, seed=seed, deadline_s=share_of(deadline_s, changes_share)
+    )
     mapping = mapping_of(problem, t, actions)
-    if changes and not is_over(deadline_s):
-        mapping = polish(problem, mapping, seed=seed, deadline_s=deadline_s)
-    worse = problem.evaluate(mapping).latency_s >= problem.all_slow_latency_s
-    return Mapping() if worse else mapping
+    mapping = polish(problem, mapping, seed=seed, deadline_s=deadline_s)
+    return Proposal([mapping, ordered], guide)
 
 
 def improve(
@@ -124,7 +192,7 @@ def improve(
         seed=seed,
         tries=min(_TRIES, _STEPS // n) if deadline_s is None else None,
         deadline_s=deadline_s,
-        weights=np.maximum(1 - taken, _UNSURE),
+        weights=np.maximum(1 - taken, _UNSURE) * annealing.at_stake(t),
         prior=prior,
         hot=_HOT,
     )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.allocation import Allocation
-from jax_malloc.solvers.games import is_over
+from jax_malloc.solvers.games import is_over, share_of
 from jax_malloc.solvers.greedy import construct, join
 from jax_malloc.solvers.packing import FitRule
 from jax_malloc.solvers.ruin_recreate import RuinRecreate
-from jax_malloc.solvers.worth import Worth
+from jax_malloc.solvers.worth import Guide, Worth
 
 _MOST_ROUNDS = 3
 _FILL_EXPONENT = 0.3  # the best single one of greedy's
+# Steps of a search without a deadline; a step costs more in a long program.
+_MIN_STEPS, _MAX_STEPS = 50, 1000
+_SEARCHED_USES = 600_000
+_FIRST_SHARE = 0.5  # of the time, for all mappings alike
 
 
 def polish(
@@ -23,6 +29,7 @@ def polish(
     deadline_s: float | None = None,
     steps: int | None = 0,
     target_s: float = 0.0,
+    guide: Guide | None = None,
 ) -> Mapping:
     """A mapping at least as fast as the given one.
 
@@ -32,6 +39,7 @@ def polish(
       deadline_s: absolute, on the clock of `time.monotonic()`.
       steps: of ruin and recreate at most; None goes on until the deadline.
       target_s: a latency at which it may stop.
+      guide: what the search tries first.
     Raises:
       ValueError: neither a number of steps nor a deadline.
     """
@@ -40,9 +48,57 @@ def polish(
     worth = Worth(problem, allocation.lives)
     improve(allocation, worth, deadline_s=deadline_s)
     if steps != 0:
-        RuinRecreate(allocation, worth, seed).run(steps, deadline_s, target_s)
+        guided = Worth(problem, allocation.lives, guide)
+        RuinRecreate(allocation, guided, seed).run(steps, deadline_s, target_s)
         improve(allocation, worth, deadline_s=deadline_s)
     return allocation.to_mapping() if allocation.latency_s < before_s else mapping
+
+
+def search(
+    problem: Problem,
+    mappings: Sequence[Mapping],
+    *,
+    seed: int,
+    deadline_s: float | None,
+    target_s: float = 0.0,
+    guide: Guide | None = None,
+) -> Mapping:
+    """Ruin and recreate from several mappings; the best that comes of any.
+
+    The first half of the time goes to all of them alike, the rest to the best then:
+    which one it is shows late, for each leads somewhere else.
+
+    Args:
+      mappings: at least one, valid.
+      seed: of all draws.
+      deadline_s: absolute, on the clock of `time.monotonic()`. None makes it a number
+        of steps, so that a seed gives the same plan everywhere.
+      target_s: a latency at which it may stop.
+      guide: what the search tries first.
+    """
+    unlike = list({m.segments: m for m in mappings}.values())
+    searched = list(unlike)
+    number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
+    steps = _SEARCHED_USES // max(len(problem.access_op), 1)
+    steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
+
+    def part(mapping: Mapping, seed: int, share: float, of_steps: float) -> Mapping:
+        return polish(
+            problem,
+            mapping,
+            seed=seed,
+            deadline_s=share_of(deadline_s, share),
+            steps=round(of_steps * steps) if deadline_s is None else None,
+            target_s=target_s,
+            guide=guide,
+        )
+
+    if first_share:
+        for i, mapping in enumerate(unlike):
+            share = first_share / (number - first_share * i)
+            searched[i] = part(mapping, seed, share, first_share / number)
+    best = min(searched, key=lambda m: problem.evaluate(m).latency_s)
+    return part(best, seed + 1, 1.0, 1.0 - first_share)
 
 
 def improve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,15 +11,20 @@ from hwmodel import latency as latency_lib
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.uses import Life
 
+# `{buffer_id: a factor for each use}`: above others, what is tried sooner.
+Guide = Mapping[int, Sequence[float]]
+
 
 class Worth:
     """Time saved per byte and time of fast memory, for runs of uses.
 
     clock: `[T + 1]` seconds of the all-in-slow-memory program before each op.
-    weights: `{buffer_id: seconds saved by each use alone}`.
+    weights: `{buffer_id: seconds saved by each use alone}`, times the guide's factor.
     """
 
-    def __init__(self, problem: Problem, lives: dict[int, Life]) -> None:
+    def __init__(
+        self, problem: Problem, lives: dict[int, Life], guide: Guide | None = None
+    ) -> None:
         model = problem.latency
         slow = latency_lib.op_latency_s(model, problem.slow_bytes)
         self.clock: list[float] = [0.0, *np.cumsum(slow).tolist()]
@@ -33,6 +39,8 @@ class Worth:
                     fast = model.base_s[t] + model.slope_s_per_byte[t] * bytes_left
                     saved += float(slow[t] - max(model.floor_s[t], fast))
                 weights.append(saved)
+            if guide is not None:
+                weights = [s * g for s, g in zip(weights, guide[b], strict=True)]
             self.weights[b] = weights
             self._sums[b] = [0.0, *itertools.accumulate(weights)]
 
