@@ -29,6 +29,7 @@ setup(
         "numpy",  # problems, latencies and the shipped weights are host arrays
         "scipy",  # HiGHS, for the linear programs behind bounds and plans
         "numba",  # the game in compiled loops, thousands of tries a second
+        "threadpoolctl",  # the agent's small matrix products on one thread
         "flax",  # the agent's networks
         "mctx",  # its tree search, Gumbel MuZero
         "absl-py",  # flags of the examples and the training program

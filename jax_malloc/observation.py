@@ -27,9 +27,9 @@ from jax_malloc.game import GameState, Proposal
 
 VERSION = 3  # of the vector's meaning; checkpoints name the one they were trained on
 
-_BINS = 32
-_AHEAD = 12
-_HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)  # ops ahead at which demand is sampled
+BINS = 32
+AHEAD = 12
+HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)  # ops ahead at which demand is sampled
 
 
 class Outlook(NamedTuple):
@@ -151,7 +151,7 @@ def _percentile(x: np.ndarray) -> np.ndarray:
 
 def size() -> int:
     """Length of the vector that `observe` returns."""
-    return 3 + 36 + 3 * _BINS + 11 * _AHEAD + len(_HORIZONS) + 4
+    return 3 + 36 + 3 * BINS + 11 * AHEAD + len(HORIZONS) + 4
 
 
 def observe(
@@ -253,12 +253,12 @@ def _this_access(board, outlook, state, proposal, capacity):
 def _picture(state, proposal, capacity):
     """Offsets in bins: taken now, kept for later, how soon the soonest is used."""
     access, stays = proposal.access, state.stays
-    edges = jnp.arange(_BINS + 1) * capacity / _BINS
+    edges = jnp.arange(BINS + 1) * capacity / BINS
     low, high = edges[:-1, None], edges[1:, None]
     overlap = jnp.minimum(high, stays.offset + stays.size) - jnp.maximum(
         low, stays.offset
     )
-    share = jnp.clip(overlap, 0.0, None) * _BINS / capacity
+    share = jnp.clip(overlap, 0.0, None) * BINS / capacity
     taken = (stays.begin <= access.op) & (stays.end >= access.op)
     kept = stays.live & (stays.kept_until > access.op) & (stays.lost_at > access.op)
     soon = 1.0 / (1.0 + 0.125 * jnp.maximum(stays.kept_until - access.op, 0))
@@ -276,7 +276,7 @@ def _what_comes(board, outlook, state, capacity):
     stays = state.stays
     look = jax.tree.map(jnp.asarray, outlook)
     length = look.saving.shape[0]
-    rows = state.cursor + 1 + jnp.arange(_AHEAD)
+    rows = state.cursor + 1 + jnp.arange(AHEAD)
     real = rows < board.num_accesses
     rows = jnp.minimum(rows, length - 1)
     ahead = jax.tree.map(lambda x: jnp.asarray(x)[rows], board.access)
@@ -301,6 +301,6 @@ def _what_comes(board, outlook, state, capacity):
         ],
         axis=1,
     )
-    times = jnp.minimum(now + jnp.array(_HORIZONS), length)
+    times = jnp.minimum(now + jnp.array(HORIZONS), length)
     demand = jnp.log2(look.demand[times] + 0.0625)
     return jnp.concatenate([(columns * real[:, None]).ravel(), demand])

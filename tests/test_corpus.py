@@ -16,7 +16,7 @@ from corpus_programs import PROGRAMS, SPLITS
 from frontends import stablehlo
 from frontends.program import Access, Buffer, BufferKind, LiveRange, Op, Program
 
-TOPOLOGIES = ("tpu_v5e",)  # those that all programs are compiled for
+TOPOLOGIES = ("tpu_v5e", "tpu_v6e", "tpu_v4")  # of the corpus
 ENTRIES = corpus.read()
 
 

@@ -12,8 +12,6 @@ from jax_malloc.mapping import Mapping
 from jax_malloc.solvers import annealing, hybrid, milp, muzero
 from jax_malloc.solvers.uses import lives
 
-ROUNDS = ((0, 8),)
-
 
 @pytest.fixture(scope="module")
 def problem():
@@ -22,7 +20,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def proposal(problem):
-    return muzero.propose(muzero.pretrained(), problem, rounds=ROUNDS)
+    return muzero.propose(muzero.pretrained(), problem)
 
 
 def latency_of(problem, mapping):
@@ -47,16 +45,13 @@ def test_the_guide_speaks_of_every_use(problem, proposal):
 
 def test_changes_never_make_a_game_worse(problem):
     agent = muzero.pretrained()
-    games = muzero.play(agent, problem, rounds=ROUNDS, changes=False)
-    searched = muzero.play(agent, problem, rounds=ROUNDS)
+    games = muzero.play(agent, problem, changes=False)
+    searched = muzero.play(agent, problem)
     assert latency_of(problem, searched) <= latency_of(problem, games)
 
 
 def test_without_a_deadline_a_seed_repeats(problem):
-    one, other = (
-        muzero.play(muzero.pretrained(), problem, seed=3, rounds=ROUNDS)
-        for _ in range(2)
-    )
+    one, other = (muzero.play(muzero.pretrained(), problem, seed=3) for _ in range(2))
     assert one == other
 
 
@@ -90,7 +85,7 @@ def test_the_hybrid_searches_from_what_the_agent_proposes(problem, monkeypatch):
 def test_unpressed_accesses_are_all_wanted():
     """Where everything fits, prices take nothing from what the policy wants."""
     problem = toy_problems.problem(toy_problems.chain())
-    proposal = muzero.propose(muzero.pretrained(), problem, rounds=ROUNDS)
+    proposal = muzero.propose(muzero.pretrained(), problem)
     rows = board_lib.rows(problem)
     made = np.flatnonzero(problem.access_writes[rows.access])
     assert len(made)

@@ -83,7 +83,7 @@ def test_a_prefetch_is_bought_where_ops_hide_it(flops, fetched):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_where_nothing_is_scarce_the_plan_is_the_best_game(seed):
-    """With room for everything, buffers do not meet; games of each alone say as much."""
+    """With room for everything, buffers do not meet, and nor do their plans."""
     problem = toy_problems.random_problem(seed, num_ops=8, pressure=0.05)
     t, shares = relaxed(problem)
     n = len(t.op)

@@ -12,7 +12,7 @@ from jax_malloc import game, observation, replay
 from jax_malloc.agent import search
 from jax_malloc.agent.network import MuZeroNetwork
 from jax_malloc.board import Board
-from jax_malloc.game import GameState, Move
+from jax_malloc.game import Move
 from jax_malloc.observation import Outlook
 
 
@@ -44,8 +44,6 @@ def play(
     slots: int,
     num_simulations: int,
     actions: jax.Array | None = None,
-    state: GameState | None = None,
-    steps: jax.Array | None = None,
     true_scale: jax.Array | None = None,
     batched: bool = False,
     record: bool = False,
@@ -57,9 +55,6 @@ def play(
       board, outlook: one for all games, or with a leading axis `G` if `batched`.
       temperature: `[G]` randomness of each game's choices; 0 is greedy.
       slots, num_simulations: static.
-      state: `[G, ...]` to go on from, in place of new games; the rewards of the moves
-        are then those expected during the game, without a final correction.
-      steps: `[]` how many accesses to play, instead of all.
       actions: `[G, N]` int32, to be taken in place of the agent's choice where not -1.
       true_scale: `[]` units per unit of reward, to search with the game itself in place
         of the learned dynamics, on one board for all games; None, as usual.
@@ -68,11 +63,9 @@ def play(
     axis = 0 if batched else None
     num_games = temperature.shape[0]
     length = board.access.op.shape[-1]
-    whole = state is None
-    if state is None:
-        state = jax.vmap(
-            lambda b: game.init(b, slots), axis_size=num_games, in_axes=(axis,)
-        )(board)
+    state = jax.vmap(
+        lambda b: game.init(b, slots), axis_size=num_games, in_axes=(axis,)
+    )(board)
     over_games = functools.partial(jax.vmap, in_axes=(axis, 0))
     propose = over_games(game.propose)
     observe = jax.vmap(observation.observe, in_axes=(axis, axis, 0, 0))
@@ -105,8 +98,7 @@ def play(
         kept = seen.astype(jnp.float16) if record else jnp.zeros((num_games, 0))
         return state, Games(move, kept, choice.policy, choice.value)
 
-    if steps is None:
-        steps = jnp.max(jnp.asarray(board.num_accesses))
+    steps = jnp.max(jnp.asarray(board.num_accesses))
     first = jax.eval_shape(turn, state, jnp.int32(0))[1]
     blank = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), first)
     blank = blank._replace(moves=jax.tree.map(_nothing, blank.moves))
@@ -118,8 +110,6 @@ def play(
 
     _, games = jax.lax.fori_loop(0, steps, body, (state, blank))
     games = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), games)
-    if not whole:
-        return games
     moves = jax.vmap(replay.settle, in_axes=(axis, 0))(board, games.moves)
     return games._replace(moves=moves)
 

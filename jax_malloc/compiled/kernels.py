@@ -28,8 +28,8 @@ from jax_malloc.board import NEVER
 from jax_malloc.compiled.tables import Floats, Ints, Tables
 
 # Columns of the table of stays, the fields of `fast_memory.Stays`.
-_BUFFER, _OFFSET, _SIZE, _BEGIN, _END = 0, 1, 2, 3, 4
-_KEPT, _LOST, _LIVE, _DIRTY, _WRITTEN, _COPIED = 5, 6, 7, 8, 9, 10
+BUFFER, OFFSET, SIZE, BEGIN, END = 0, 1, 2, 3, 4
+KEPT, LOST, LIVE, DIRTY, WRITTEN, COPIED = 5, 6, 7, 8, 9, 10
 _NO_COPY, _COPY, _DROP = 0, 1, 2
 _SNAPSHOTS = 32
 # A replay is given up when it is this many temperatures behind, and a little more.
@@ -91,12 +91,12 @@ class Walk(NamedTuple):
 def init(t: Tables) -> State:
     """The game before its first decision."""
     stays = np.zeros((11, t.slots), np.int32)
-    stays[_BUFFER] = -1
-    stays[_END] = -1
-    stays[_KEPT] = -1
-    stays[_LOST] = NEVER
-    stays[_WRITTEN] = -1
-    stays[_COPIED] = -1
+    stays[BUFFER] = -1
+    stays[END] = -1
+    stays[KEPT] = -1
+    stays[LOST] = NEVER
+    stays[WRITTEN] = -1
+    stays[COPIED] = -1
     return State(
         stays,
         np.full(len(t.slow_ready), -1, np.int32),
@@ -131,7 +131,7 @@ def play(t: Tables, s: State, actions: Ints, moves: Ints, begin: int, end: int) 
         b, op, hold = t.buffer[i], t.op[i], t.hold_until[i]
         has_next = t.next_op[i] < NEVER
         mine = s.slot[b]
-        here = mine >= 0 and stays[_LOST, mine] > hold
+        here = mine >= 0 and stays[LOST, mine] > hold
         may_release = (
             has_next
             and not t.follows[i]
@@ -140,13 +140,13 @@ def play(t: Tables, s: State, actions: Ints, moves: Ints, begin: int, end: int) 
         )
         wanted = actions[i]
         offset, start, over, hidden, stall = -1, -1, -1, 0.0, 0.0
-        written = stays[_WRITTEN, mine] if mine >= 0 else -1
+        written = stays[WRITTEN, mine] if mine >= 0 else -1
         if here:
             action = _fall_back(wanted, True, may_release, not t.follows[i])
             if action == _DROP:
                 _leave(t, s, i, mine, move)
         else:
-            has_slot = _free_slot(stays, op) >= 0
+            has_slot = free_slot(stays, op) >= 0
             if mine >= 0:
                 _leave(t, s, i, mine, move)
             fits = has_slot and not t.follows[i]
@@ -155,19 +155,19 @@ def play(t: Tables, s: State, actions: Ints, moves: Ints, begin: int, end: int) 
                 if t.defines[i]:
                     start = t.ready_by[i]
                 else:
-                    start, hidden, stall = _latest_start(t, s, i, earliest)
+                    start, hidden, stall = latest_start(t, s, i, earliest)
                     fits = earliest <= t.ready_by[i]
                 fits = fits and start >= s.numbers[2]
             if fits:
-                over = _operand(t, stays, i)
+                over = operand(t, stays, i)
                 if over >= 0:
-                    offset = stays[_OFFSET, over]
+                    offset = stays[OFFSET, over]
                 else:
-                    offset = _find_place(t, stays, i, start)
+                    offset = find_place(t, stays, i, start)
                     if offset < 0 and not t.defines[i] and start < t.ready_by[i]:
-                        start, hidden = _late_start(t, s, i, start)
+                        start, hidden = late_start(t, s, i, start)
                         stall = t.copy_time[i] - hidden
-                        offset = _find_place(t, stays, i, start)
+                        offset = find_place(t, stays, i, start)
                 fits = offset >= 0
             enters = fits and t.defines[i]
             action = _fall_back(
@@ -181,52 +181,52 @@ def play(t: Tables, s: State, actions: Ints, moves: Ints, begin: int, end: int) 
         if fast and not here:
             if not t.defines[i]:
                 prefetches = True
-                _consume(s.spare, start, hidden)
+                consume(s.spare, start, hidden)
                 s.numbers[3] -= stall
                 _open(s, start, t.ready_by[i])
                 move[5] = start
             if over >= 0:
-                stays[_COPIED, over] = NEVER
-            row = _free_slot(stays, op)
-            s.numbers[2] = max(s.numbers[2], stays[_END, row] + 1)
+                stays[COPIED, over] = NEVER
+            row = free_slot(stays, op)
+            s.numbers[2] = max(s.numbers[2], stays[END, row] + 1)
             _rob(stays, start, offset, t.size[i])
-            stays[_BUFFER, row] = b
-            stays[_OFFSET, row] = offset
-            stays[_SIZE, row] = t.size[i]
-            stays[_BEGIN, row] = start
-            stays[_END, row] = -1
-            stays[_LOST, row] = NEVER
-            stays[_DIRTY, row] = 0
-            stays[_COPIED, row] = -1
+            stays[BUFFER, row] = b
+            stays[OFFSET, row] = offset
+            stays[SIZE, row] = t.size[i]
+            stays[BEGIN, row] = start
+            stays[END, row] = -1
+            stays[LOST, row] = NEVER
+            stays[DIRTY, row] = 0
+            stays[COPIED, row] = -1
             move[3] = start
 
         after = hold + 1
         if fast:
-            dirty = stays[_DIRTY, row] != 0 or t.writes[i]
+            dirty = stays[DIRTY, row] != 0 or t.writes[i]
             if t.writes[i]:
                 written = hold
             release = action == _COPY and not prefetches
             stores = dirty and (release or t.ends_slow[i])
-            stays[_END, row] = max(stays[_END, row], hold)
+            stays[END, row] = max(stays[END, row], hold)
             if stores:
                 deadline = min(t.next_ready[i], num_ops)
-                done, hidden = _earliest_done(t, s, i, written + 1, deadline)
-                _consume(s.spare, written + 1, hidden)
+                done, hidden = earliest_done(t, s, i, written + 1, deadline)
+                consume(s.spare, written + 1, hidden)
                 s.numbers[3] -= t.copy_time[i] - hidden
                 _open(s, written + 1, done)
-                stays[_END, row] = max(stays[_END, row], done - 1)
+                stays[END, row] = max(stays[END, row], done - 1)
                 s.slow_ready[b] = done
-                stays[_COPIED, row] = done
+                stays[COPIED, row] = done
                 move[8], move[9] = written + 1, done
             elif dirty:
                 s.slow_ready[b] = NEVER
             s.slow_ready[b] = max(s.slow_ready[b], after)
-            stays[_KEPT, row] = -1 if release or not has_next else t.next_op[i]
-            stays[_LIVE, row] = has_next
-            stays[_DIRTY, row] = dirty and not stores
-            stays[_WRITTEN, row] = written
+            stays[KEPT, row] = -1 if release or not has_next else t.next_op[i]
+            stays[LIVE, row] = has_next
+            stays[DIRTY, row] = dirty and not stores
+            stays[WRITTEN, row] = written
             s.slot[b] = row if has_next else -1
-            move[2], move[4] = stays[_OFFSET, row], stays[_END, row]
+            move[2], move[4] = stays[OFFSET, row], stays[END, row]
         elif t.writes[i]:
             s.slow_ready[b] = after
 
@@ -241,6 +241,22 @@ def play(t: Tables, s: State, actions: Ints, moves: Ints, begin: int, end: int) 
             latency = max(t.floor[op], t.base[op] + s.numbers[0])
             spare = max(latency - s.numbers[1], 0.0)
             s.spare[op] += max(spare - t.careful_spare[op], 0.0)
+
+
+@_jit
+def play_one(t: Tables, games: State, i: int, actions: Ints, moves: Ints) -> None:
+    """Plays access i in `G` games, the leading axis of all but the tables."""
+    for g in range(len(actions)):
+        state = State(
+            games.stays[g],
+            games.slot[g],
+            games.slow_ready[g],
+            games.due[g],
+            games.in_flight[g],
+            games.spare[g],
+            games.numbers[g],
+        )
+        play(t, state, actions[g], moves[g], i, i + 1)
 
 
 @_jit
@@ -323,22 +339,22 @@ def _fall_back(action, no_copy, copy, drop):
 def _leave(t, s, i, row, move):
     """Ends the buffer's stay, with the eviction that keeps what it holds."""
     stays, b = s.stays, t.buffer[i]
-    if stays[_DIRTY, row] and not t.defines[i]:
-        start = stays[_WRITTEN, row] + 1
-        deadline = min(stays[_LOST, row], t.ready_by[i])
-        done, hidden = _earliest_done(t, s, i, start, deadline)
-        _consume(s.spare, start, hidden)
+    if stays[DIRTY, row] and not t.defines[i]:
+        start = stays[WRITTEN, row] + 1
+        deadline = min(stays[LOST, row], t.ready_by[i])
+        done, hidden = earliest_done(t, s, i, start, deadline)
+        consume(s.spare, start, hidden)
         s.numbers[3] -= t.copy_time[i] - hidden
         _open(s, start, done)
-        stays[_END, row] = max(stays[_END, row], done - 1)
-        s.slow_ready[b] = stays[_END, row] + 1
+        stays[END, row] = max(stays[END, row], done - 1)
+        s.slow_ready[b] = stays[END, row] + 1
         move[6], move[7] = start, done
-    stays[_LIVE, row] = 0
+    stays[LIVE, row] = 0
     s.slot[b] = -1
 
 
 @_jit
-def _earliest_done(t, s, i, start, deadline):
+def earliest_done(t, s, i, start, deadline):
     """Where a copy from `start` is done, and how much of it ops hide."""
     units, depth = t.copy_time[i], t.depth[i]
     last, last_free, free = 0, 0.0, 0.0
@@ -355,7 +371,7 @@ def _earliest_done(t, s, i, start, deadline):
 
 
 @_jit
-def _latest_start(t, s, i, earliest):
+def latest_start(t, s, i, earliest):
     """Where a copy starts, how much of it ops hide, and what it makes wait."""
     units, depth, deadline = t.copy_time[i], t.depth[i], t.ready_by[i]
     start, start_free, least, free, inner = deadline, 0.0, units, 0.0, NEVER
@@ -380,12 +396,12 @@ def _latest_start(t, s, i, earliest):
 
 
 @_jit
-def _late_start(t, s, i, begin):
+def late_start(t, s, i, begin):
     """Where a copy starts once what passes has gone, and how much of it ops hide."""
     deadline, start = t.ready_by[i], begin
     for row in range(s.stays.shape[1]):
-        end = s.stays[_END, row]
-        if begin <= end < deadline and s.stays[_BEGIN, row] < deadline:
+        end = s.stays[END, row]
+        if begin <= end < deadline and s.stays[BEGIN, row] < deadline:
             start = max(start, end + 1)
     while start < deadline and t.boundary_depth[start] != t.depth[i]:
         start += 1
@@ -396,7 +412,7 @@ def _late_start(t, s, i, begin):
 
 
 @_jit
-def _consume(spare, start, units):
+def consume(spare, start, units):
     """Takes the first free time from boundary `start` on."""
     op = start
     while units > 0.0 and op < len(spare):
@@ -414,32 +430,32 @@ def _open(s, start, done):
 
 
 @_jit
-def _operand(t, stays, i):
+def operand(t, stays, i):
     """The row of the stay that the access may be written over, or -1."""
     op = t.op[i]
     if t.over[i, 0] < 0:
         return -1
     for row in range(stays.shape[1]):
-        buffer = stays[_BUFFER, row]
+        buffer = stays[BUFFER, row]
         if (
             buffer >= 0
             and (buffer == t.over[i, 0] or buffer == t.over[i, 1])
-            and stays[_END, row] == op
-            and stays[_BEGIN, row] <= op
-            and stays[_COPIED, row] <= op
-            and stays[_SIZE, row] >= t.size[i]
+            and stays[END, row] == op
+            and stays[BEGIN, row] <= op
+            and stays[COPIED, row] <= op
+            and stays[SIZE, row] >= t.size[i]
         ):
             return row
     return -1
 
 
 @_jit
-def _free_slot(stays, op):
+def free_slot(stays, op):
     """The row to overwrite: of the stays that are over, the first to end; else -1."""
     best, soonest = -1, NEVER
     for row in range(stays.shape[1]):
-        end = stays[_END, row]
-        if end < op and end < soonest and not stays[_LIVE, row]:
+        end = stays[END, row]
+        if end < op and end < soonest and not stays[LIVE, row]:
             best, soonest = row, end
     return best
 
@@ -448,16 +464,16 @@ def _free_slot(stays, op):
 def _rob(stays, begin, offset, size):
     for row in range(stays.shape[1]):
         if (
-            stays[_END, row] < begin
-            and stays[_OFFSET, row] < offset + size
-            and offset < stays[_OFFSET, row] + stays[_SIZE, row]
+            stays[END, row] < begin
+            and stays[OFFSET, row] < offset + size
+            and offset < stays[OFFSET, row] + stays[SIZE, row]
         ):
-            stays[_LOST, row] = min(stays[_LOST, row], begin)
-            stays[_KEPT, row] = -1
+            stays[LOST, row] = min(stays[LOST, row], begin)
+            stays[KEPT, row] = -1
 
 
 @_jit
-def _find_place(t, stays, i, begin):
+def find_place(t, stays, i, begin):
     """An offset that is free from op `begin` until the access is over, else -1."""
     low = np.empty(stays.shape[1], np.int32)
     high = np.empty(stays.shape[1], np.int32)
@@ -465,23 +481,23 @@ def _find_place(t, stays, i, begin):
     hold, next_op, b = t.hold_until[i], t.next_op[i], t.buffer[i]
     count = 0
     for row in range(stays.shape[1]):
-        if stays[_BEGIN, row] <= hold and stays[_END, row] >= begin:
+        if stays[BEGIN, row] <= hold and stays[END, row] >= begin:
             rank = 2
         elif (
-            stays[_LIVE, row]
-            and stays[_BUFFER, row] != b
-            and stays[_KEPT, row] >= begin
-            and stays[_LOST, row] > begin
+            stays[LIVE, row]
+            and stays[BUFFER, row] != b
+            and stays[KEPT, row] >= begin
+            and stays[LOST, row] > begin
         ):
-            rank = 1 if stays[_KEPT, row] <= next_op else 0
+            rank = 1 if stays[KEPT, row] <= next_op else 0
         else:
             continue
-        offset = stays[_OFFSET, row]
+        offset = stays[OFFSET, row]
         at = count
         while at > 0 and low[at - 1] > offset:
             low[at], high[at], level[at] = low[at - 1], high[at - 1], level[at - 1]
             at -= 1
-        low[at], high[at], level[at] = offset, offset + stays[_SIZE, row], rank
+        low[at], high[at], level[at] = offset, offset + stays[SIZE, row], rank
         count += 1
     for least in range(3):
         best, best_gap, reached = -1, NEVER, 0

@@ -1,16 +1,16 @@
 """The default solver: linear programming, the classical solvers, the agent, a search.
 
-    greedy, as it is ----+
+    greedy, as it is -----+
     and at prices --------+
     compiler's mapping ---+--> the best, polished ---+
     linear program -------+                          +--> ruin and recreate on each,
     agent: a game, an order, and what to try first --+    then on the best
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
-that is it: to within as much, the result is never worse than any part. The agent's
-mappings are searched from even where they are slower at first, for they lead elsewhere;
-with little time there are only the others. The compiler's mapping has no offsets in
-HLO text; it is packed anew as far as it fits.
+that is it: to within as much, the result is never worse than any part. Linear
+programming is left out where the time is too short for it. The agent's mappings are
+searched from even where they are slower at first, for they lead elsewhere. The
+compiler's mapping has no offsets in HLO text; it is packed anew as far as it fits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from jax_malloc.solvers import compiler_mapping, greedy, guides, milp, muzero
 from jax_malloc.solvers.games import is_over, share_of
 from jax_malloc.solvers.polish import polish, search
 
-# Compiling and playing the agent's games once takes about this long, and cannot be cut
-# short: with less time than that, the search gets all of it.
-_AGENT_S = 3.0
-_LINEAR_SHARE = 0.3  # of the time until the deadline
-_AGENT_SHARE = 0.25  # of what is left then
+_GREEDY_SHARE = 0.15  # of the time until the deadline, for each
+_LINEAR_SHARE = 0.3  # of what is left then
+_LINEAR_S_PER_ACCESS = 2e-3  # in less than this it hardly ever finds anything
+_AGENT_SHARE = 0.25  # and then
 _GOOD_ENOUGH = 1e-4
 
 
@@ -35,11 +34,13 @@ def solve(
     problem: Problem, *, seed: int = 0, deadline_s: float | None = None
 ) -> Mapping:
     """The best mapping of all parts; with a deadline that is over, the greedy one."""
-    candidates = [greedy.solve(problem, seed=seed, deadline_s=deadline_s)]
+    limit_s = share_of(deadline_s, _GREEDY_SHARE)
+    candidates = [greedy.solve(problem, seed=seed, deadline_s=limit_s)]
     if is_over(deadline_s):
         return candidates[0]
     priced = guides.of_prices(problem)
-    candidates.append(greedy.solve(problem, deadline_s=deadline_s, guide=priced))
+    limit_s = share_of(deadline_s, _GREEDY_SHARE)
+    candidates.append(greedy.solve(problem, deadline_s=limit_s, guide=priced))
     compiled = compiler_mapping.from_compiler(problem)
     if compiled is not None:
         candidates.append(compiled)
@@ -56,33 +57,40 @@ def solve(
     best = polished_best()
     if is_over(deadline_s):
         return best
-    planned, bound_s = milp.solve_and_bound(
-        problem,
-        deadline_s=share_of(deadline_s, _LINEAR_SHARE),
-        good_enough=_GOOD_ENOUGH,
-        known_s=latency_s(best),
-    )
-    target_s = bound_s * (1 + _GOOD_ENOUGH)
-    candidates = [best, planned]
-    if latency_s(best) > target_s:
-        best = polished_best()
-    if latency_s(best) <= target_s or is_over(deadline_s):
-        return best
-    starts, guide = [best], None
-    if deadline_s is None or deadline_s - time.monotonic() > _AGENT_S:
-        proposal = muzero.propose(
-            muzero.pretrained(),
+    target_s = 0.0
+    if _is_affordable(problem, deadline_s):
+        planned, bound_s = milp.solve_and_bound(
             problem,
-            seed=seed,
-            deadline_s=share_of(deadline_s, _AGENT_SHARE),
+            deadline_s=share_of(deadline_s, _LINEAR_SHARE),
+            good_enough=_GOOD_ENOUGH,
+            known_s=latency_s(best),
         )
-        starts += proposal.mappings
-        guide = proposal.guide
+        target_s = bound_s * (1 + _GOOD_ENOUGH)
+        candidates = [best, planned]
+        if latency_s(best) > target_s:
+            best = polished_best()
+        if latency_s(best) <= target_s or is_over(deadline_s):
+            return best
+    proposal = muzero.propose(
+        muzero.pretrained(),
+        problem,
+        seed=seed,
+        deadline_s=share_of(deadline_s, _AGENT_SHARE),
+    )
     return search(
         problem,
-        starts,
+        [best, *proposal.mappings],
         seed=seed,
         deadline_s=deadline_s,
         target_s=target_s,
-        guide=guide,
+        guide=proposal.guide,
     )
+
+
+def _is_affordable(problem: Problem, deadline_s: float | None) -> bool:
+    """Whether linear programming may come to an end in its share of the time."""
+    if deadline_s is None:
+        return True
+    decided = int(problem.eligible[problem.access_buffer].sum())
+    share_s = _LINEAR_SHARE * (deadline_s - time.monotonic())
+    return share_s >= _LINEAR_S_PER_ACCESS * decided

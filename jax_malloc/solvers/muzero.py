@@ -1,7 +1,7 @@
 """The pretrained agent alone: games, and searches that its policy guides.
 
-    games        64 of the policy, from greedy to random; of long programs in windows
-    search       32 with 16 simulations per move, where a program is short
+    games        64 of the policy, from greedy to random; fewer of long programs
+    simulations  32 more games with a search before every move, where there is time
     changes      to the best game: where the policy is unsure, to what it would rather
                  do; played by the rules, kept by simulated annealing
     order        another mapping: uses enter by what they save, times the policy's
@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,12 +23,13 @@ import numpy as np
 
 from jax_malloc import board as board_lib
 from jax_malloc import observation, replay
-from jax_malloc.agent import checkpoint, rollout, windows
-from jax_malloc.board import Board
-from jax_malloc.compiled import annealing, kernels
+from jax_malloc.agent import checkpoint, rollout
+from jax_malloc.compiled import annealing, kernels, player
+from jax_malloc.compiled.sight import sight
 from jax_malloc.compiled.tables import COLUMNS, Tables, as_moves, tables
 from jax_malloc.game import NUM_ACTIONS, Action
 from jax_malloc.mapping import Mapping
+from jax_malloc.observation import Outlook
 from jax_malloc.problem import Problem
 from jax_malloc.solvers import greedy, guides
 from jax_malloc.solvers.games import is_over, share_of
@@ -38,18 +38,18 @@ from jax_malloc.solvers.worth import Guide
 
 WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "agent.msgpack"
 
-# Rounds of games, (simulations per move, games): a search sharpens a single game,
-# sampling from the policy alone gives more games in the same time.
-POLICY = ((0, 64),)
-POLICY_THEN_SEARCH = ((0, 64), (16, 32))
 _MAX_TEMPERATURE = 1.0
-_WORK_PER_ROUND = 250_000  # moves x cost of one: fewer games of long programs
-_WHOLE = 384  # decisions; longer programs are played in windows
-_WINDOW_GAMES = 16
+# Games side by side, and how many times; of long programs there are fewer.
+_BATCH, _BATCHES = 16, 4
+_BATCH_WORK = 32_000  # games x decisions of one batch
+_GAMES_SHARE = 0.3  # of the time until a deadline, for batches after the first
+# Games with simulations: a first one compiles for as long as this.
+_SIMULATIONS, _SEARCHED_GAMES = 16, 32
+_SEARCH_S = 25.0
+_SHORT = 384  # decisions of a program that is worth it
 # Changes without a deadline, a number and not a time, so that a seed repeats.
 _TRIES = 8_000
 _STEPS = 60_000_000  # tries x decisions at most
-_GAMES_SHARE = 0.3  # of the time until a deadline, for rounds after the first
 _UNSURE = 0.3  # least weight of a decision that the policy is sure of
 _OPEN = 0.5  # share of proposed actions that are drawn regardless of the policy
 _OPEN_ACTIONS = (0.5, 0.25, 0.25)
@@ -70,19 +70,6 @@ class Best(NamedTuple):
     saved: float
 
 
-def solve(
-    problem: Problem, *, seed: int = 0, deadline_s: float | None = None
-) -> Mapping:
-    """The best that the shipped agent finds; all in slow memory if nothing helps."""
-    return play(pretrained(), problem, seed=seed, deadline_s=deadline_s)
-
-
-@functools.cache
-def pretrained() -> checkpoint.Agent:
-    """The checkpoint that ships with the package."""
-    return checkpoint.load(str(WEIGHTS))
-
-
 class Proposal(NamedTuple):
     """What the agent proposes: mappings to search from, and what to try first.
 
@@ -93,41 +80,47 @@ class Proposal(NamedTuple):
     guide: Guide | None
 
 
+def solve(
+    problem: Problem, *, seed: int = 0, deadline_s: float | None = None
+) -> Mapping:
+    """The best that the shipped agent finds; all in slow memory if nothing helps."""
+    return play(
+        pretrained(), problem, seed=seed, deadline_s=deadline_s, simulations=True
+    )
+
+
+@functools.cache
+def pretrained() -> checkpoint.Agent:
+    """The checkpoint that ships with the package."""
+    return checkpoint.load(str(WEIGHTS))
+
+
 def play(
     agent: checkpoint.Agent,
     problem: Problem,
     *,
     seed: int = 0,
     deadline_s: float | None = None,
-    rounds: Sequence[tuple[int, int]] = POLICY_THEN_SEARCH,
+    simulations: bool = False,
     changes: bool = True,
 ) -> Mapping:
     """The best mapping that an agent finds by the deadline.
 
     Args:
       agent: the network and its parameters.
-      rounds: of games, (simulations per move, games).
+      simulations: also games with a search before every move, where there is time.
       changes: also search from the best game; else the games are all.
     """
-    if not changes:
-        proposal = propose(
-            agent,
-            problem,
-            seed=seed,
-            deadline_s=deadline_s,
-            rounds=rounds,
-            changes=False,
-        )
-        mapping = proposal.mappings[0]
-    else:
-        proposal = propose(
-            agent,
-            problem,
-            seed=seed,
-            deadline_s=deadline_s,
-            rounds=rounds,
-            changes_share=_CHANGES_SHARE,
-        )
+    proposal = propose(
+        agent,
+        problem,
+        seed=seed,
+        deadline_s=deadline_s,
+        simulations=simulations,
+        changes_share=_CHANGES_SHARE if changes else 0.0,
+    )
+    mapping = proposal.mappings[0]
+    if changes:
         mapping = search(
             problem,
             proposal.mappings,
@@ -145,29 +138,29 @@ def propose(
     *,
     seed: int = 0,
     deadline_s: float | None = None,
-    rounds: Sequence[tuple[int, int]] = POLICY,
-    changes: bool = True,
+    simulations: bool = False,
     changes_share: float = 1.0,
 ) -> Proposal:
     """The agent's mappings: its best game, changed, and what its order builds.
 
     Args:
-      agent, problem, seed, deadline_s, rounds, changes: as for `play`.
-      changes_share: of the time after the games, for the changes.
+      agent, problem, seed, deadline_s, simulations: as for `play`.
+      changes_share: of the time after the games, for the changes; 0 leaves out
+        whatever follows the games.
     """
-    least = board_lib.least_length(problem)
-    slots = replay.slots_of(problem)
-    board = board_lib.build(problem, least)
+    board = board_lib.build(problem, board_lib.least_length(problem))
     if is_over(deadline_s) or not board.num_accesses:
         return Proposal([Mapping()], None)
-    best = _games(agent, problem, board, slots, seed, deadline_s, rounds)
-    if best is None:
-        return Proposal([Mapping()], None)
-    t = tables(board, slots)
+    t, outlook = tables(board, replay.slots_of(problem)), observation.outlook(board)
+    prices = guides.price_factor(outlook, board)
+    best = _games(agent, problem, t, outlook, seed, deadline_s, simulations)
+    if best is None:  # too long a program for the time: the order of prices alone
+        guide = guides.of_accesses(problem, prices)
+        ordered = greedy.solve(problem, deadline_s=deadline_s, guide=guide)
+        return Proposal([ordered], guide)
     desire = np.maximum(1.0 - best.policy[:, Action.DROP], _LEAST_DESIRE)
-    prices = guides.price_factor(observation.outlook(board), board)
     guide = guides.of_accesses(problem, desire * prices)
-    if not changes or is_over(deadline_s):
+    if not changes_share or is_over(deadline_s):
         return Proposal([mapping_of(problem, t, best.actions)], guide)
     limit_s = share_of(deadline_s, _ORDER_SHARE)
     ordered = greedy.solve(problem, deadline_s=limit_s, guide=guide)
@@ -209,53 +202,66 @@ def mapping_of(problem: Problem, t: Tables, actions: np.ndarray) -> Mapping:
 def _games(
     agent: checkpoint.Agent,
     problem: Problem,
-    board: Board,
-    slots: int,
+    t: Tables,
+    outlook: Outlook,
     seed: int,
     deadline_s: float | None,
-    rounds: Sequence[tuple[int, int]],
+    simulations: bool,
 ) -> Best | None:
-    """The best of the agent's games; None if all are worse than none."""
-    n = int(board.num_accesses)
-    if n > _WHOLE:
-        temperature = _temperatures(_WINDOW_GAMES)
-        games = windows.play(
-            agent, board, observation.outlook(board), slots, temperature, seed=seed
-        )
-        winner = int(np.argmax(games.saved))
-        return _best(
-            games.moves[winner][:, 0], games.policy[winner], games.saved[winner]
-        )
-    board = board_lib.build(problem)
-    outlook = observation.outlook(board)
+    """The best of the agent's games; None if none ended in time."""
+    n = len(t.op)
+    batch = min(max(_BATCH_WORK // n, 2), _BATCH)
+    seeing = sight(outlook)
+    limit_s = share_of(deadline_s, _GAMES_SHARE)
     best = None
-    began_s = time.monotonic()
-    for i, (simulations, number) in enumerate(_affordable(rounds, n, slots)):
-        if is_over(deadline_s) or (
-            i > 0
-            and deadline_s is not None
-            and time.monotonic() - began_s > _GAMES_SHARE * (deadline_s - began_s)
-        ):
-            break
-        played = rollout.play(
-            agent.network,
-            agent.params,
-            jax.random.fold_in(jax.random.key(seed), i),
-            board,
-            outlook,
-            _temperatures(number),
-            slots=slots,
-            num_simulations=simulations,
+    # The first game is greedy, the others ever more random; batches mix them.
+    temperatures = _temperatures(batch * (_BATCHES if n <= _SHORT else 1))
+    for i, mixed in enumerate(temperatures.reshape(batch, -1).T):
+        played = player.play(
+            agent,
+            t,
+            seeing,
+            mixed,
+            seed=seed + i,
+            deadline_s=limit_s if i else deadline_s,
         )
-        saved = np.asarray(played.moves.reward).sum(axis=1)
-        winner = int(np.argmax(saved))
-        if best is None or saved[winner] > best.saved:
-            best = _best(
-                np.asarray(played.moves.action[winner])[:n],
-                np.asarray(played.policy[winner])[:n],
-                float(saved[winner]),
-            )
+        if played is None:
+            break
+        winner = int(np.argmax(played.saved))
+        if best is None or played.saved[winner] > best.saved:
+            actions = played.moves[winner, :, COLUMNS.index("action")]
+            best = _best(actions, played.policy[winner], played.saved[winner])
+        if is_over(limit_s):
+            break
+    left_s = np.inf if deadline_s is None else deadline_s - time.monotonic()
+    if simulations and n <= _SHORT and left_s > _SEARCH_S:
+        found = _searched(agent, problem, seed)
+        if best is None or found.saved > best.saved:
+            best = found
     return best
+
+
+def _searched(agent: checkpoint.Agent, problem: Problem, seed: int) -> Best:
+    """The best of games with a search before every move."""
+    board = board_lib.build(problem)
+    n = int(board.num_accesses)
+    played = rollout.play(
+        agent.network,
+        agent.params,
+        jax.random.key(seed),
+        board,
+        observation.outlook(board),
+        _temperatures(_SEARCHED_GAMES),
+        slots=replay.slots_of(problem),
+        num_simulations=_SIMULATIONS,
+    )
+    saved = np.asarray(played.moves.reward).sum(axis=1)
+    winner = int(np.argmax(saved))
+    return _best(
+        np.asarray(played.moves.action[winner])[:n],
+        np.asarray(played.policy[winner])[:n],
+        float(saved[winner]),
+    )
 
 
 def _best(actions: np.ndarray, policy: np.ndarray, saved: float) -> Best:
@@ -268,14 +274,3 @@ def _best(actions: np.ndarray, policy: np.ndarray, saved: float) -> Best:
 def _temperatures(number: int) -> np.ndarray:
     """The first game of a round is greedy, the others ever more random."""
     return np.linspace(0.0, _MAX_TEMPERATURE, number, dtype=np.float32)
-
-
-def _affordable(
-    rounds: Sequence[tuple[int, int]], num_accesses: int, slots: int
-) -> Iterator[tuple[int, int]]:
-    """The rounds with fewer games where a program is long."""
-    cost = num_accesses * (1 + slots // 64)
-    for simulations, games in rounds:
-        most = _WORK_PER_ROUND // (cost * (1 + simulations // 4))
-        # Powers of two, so that programs of one bucket share a compilation.
-        yield simulations, min(games, 1 << max(most, 1).bit_length() - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from jax_malloc.mapping import Mapping
@@ -19,6 +20,7 @@ _FILL_EXPONENT = 0.3  # the best single one of greedy's
 _MIN_STEPS, _MAX_STEPS = 50, 1000
 _SEARCHED_USES = 600_000
 _FIRST_SHARE = 0.5  # of the time, for all mappings alike
+_WORTHWHILE_S = 0.25  # a search that is shorter shows little; then fewer are begun
 
 
 def polish(
@@ -66,7 +68,8 @@ def search(
     """Ruin and recreate from several mappings; the best that comes of any.
 
     The first half of the time goes to all of them alike, the rest to the best then:
-    which one it is shows late, for each leads somewhere else.
+    which one it is shows late, for each leads somewhere else. With little time only the
+    fastest are searched from.
 
     Args:
       mappings: at least one, valid.
@@ -77,6 +80,10 @@ def search(
       guide: what the search tries first.
     """
     unlike = list({m.segments: m for m in mappings}.values())
+    unlike.sort(key=lambda m: problem.evaluate(m).latency_s)
+    if deadline_s is not None:
+        left_s = deadline_s - time.monotonic()
+        unlike = unlike[: max(1, int(_FIRST_SHARE * left_s / _WORTHWHILE_S))]
     searched = list(unlike)
     number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
     steps = _SEARCHED_USES // max(len(problem.access_op), 1)
