@@ -56,6 +56,9 @@ _SOLVERS = flags.DEFINE_list(
 _TIME_LIMIT_S = flags.DEFINE_float(
     "time_limit_s", None, "Seconds per solver; no limit if not given.", 0
 )
+_PLOT = flags.DEFINE_string(
+    "plot", None, "Picture of the solvers' seconds by program size; needs matplotlib."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of programs, games and solvers.", 0)
 
 Row = tuple[str, str]  # what was measured, and the figure with its unit
@@ -148,13 +151,16 @@ def measure_solvers(
     accelerator: Accelerator,
     seed: int,
     time_limit_s: float | None,
+    plot: str | None = None,
 ) -> Iterator[Row]:
     """Seconds of the first and of a later `solve`, and peak memory, in fresh processes.
 
     Args:
       sizes: programs to solve, in accesses.
       time_limit_s: given to each solver.
+      plot: path of a picture of the later ones by size.
     """
+    points: dict[str, list[tuple[int, float]]] = {}
     spawn = multiprocessing.get_context("spawn")
     for program in (program_with(accesses, seed) for accesses in sizes):
         for solver in solvers:
@@ -165,10 +171,39 @@ def measure_solvers(
                 )
                 second_s, peak_bytes = job.result()
                 first_s = time.perf_counter() - start_s - second_s
-            name = f"{solver}, {sum(1 for _ in program.accesses())} accesses"
+            accesses = sum(1 for _ in program.accesses())
+            points.setdefault(solver, []).append((accesses, second_s))
+            name = f"{solver}, {accesses} accesses"
             yield f"{name}: a fresh process to its first plan", f"{first_s:.2f} s"
             yield f"{name}: second plan", f"{second_s:.2f} s"
             yield f"{name}: peak memory", f"{peak_bytes / 2**20:.0f} MiB"
+    if plot is not None:
+        save_plot(points, plot)
+
+
+def save_plot(points: dict[str, list[tuple[int, float]]], path: str) -> None:
+    """Draws seconds by accesses, and for each solver n log n through its first point.
+
+    Args:
+      points: by solver, `(accesses, seconds)`.
+      path: of the picture; its ending says of which kind.
+    """
+    import math
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for solver, mine in points.items():
+        accesses, seconds = zip(*sorted(mine), strict=True)
+        (line,) = axes.plot(accesses, seconds, "o-", label=solver)
+        unit_s = seconds[0] / (accesses[0] * math.log(accesses[0]))
+        growth = [unit_s * n * math.log(n) for n in accesses]
+        label = f"n log n from {solver}'s first"
+        axes.plot(accesses, growth, ":", color=line.get_color(), label=label)
+    axes.set(xscale="log", yscale="log", xlabel="accesses", ylabel="seconds (measured)")
+    axes.legend()
+    figure.savefig(path)
 
 
 def solve_twice(
@@ -251,6 +286,7 @@ def main(argv: Sequence[str]) -> None:
             accelerator,
             seed,
             _TIME_LIMIT_S.value,
+            _PLOT.value,
         ),
     }
     unknown = set(_ROWS.value) - measures.keys()

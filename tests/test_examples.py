@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax_malloc
 import model_zoo
 from frontends import stablehlo, tpu
 from jax_malloc.agent import checkpoint
+from jax_malloc.solvers import muzero
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Binaries; the other modules beside them are imported by these.
@@ -238,7 +240,7 @@ def test_benchmark(run, tmp_path):  # tests/test_benchmark.py has the rest
     assert str(tmp_path / "quality-tpu_v5e-128.png") in printed
 
 
-def test_measure_speed(run):
+def test_measure_speed(run, tmp_path):
     dump = sorted((Path(__file__).parent / "testdata").glob("*.hlo*"))[0]
     code, printed = run(
         "measure_speed",
@@ -247,10 +249,12 @@ def test_measure_speed(run):
         f"--hlo={dump}",
         "--game_accesses=30",
         "--games=2",
-        "--accesses=30",
+        "--accesses=30,60",
         "--solvers=greedy",
+        f"--plot={tmp_path / 'seconds.svg'}",
     )
     assert code is None
+    assert "n log n" in (tmp_path / "seconds.svg").read_text()
     assert re.search(r"steps/s", printed)
     assert re.search(r"peak memory +\d+ MiB", printed)
 
@@ -328,6 +332,34 @@ def test_train_agent_leaves_a_checkpoint_and_a_curve(run, tmp_path):
     assert agent.header["about"]["seed"] == 0
     columns = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"minutes", "moves", "one_game", "score"} <= set(columns)
+
+
+def test_ablate_agent_tables(run, tmp_path):
+    curve = (
+        "minutes,moves,updates,one_game,score\n0,0,0,1.4,1.2\n5.02,9000,40,1.1,1.05\n"
+    )
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "metrics.csv").write_text(curve)
+    shutil.copy(muzero.WEIGHTS, tmp_path / "base" / "best.msgpack")
+    code, out = run(
+        "ablate_agent",
+        "--what=simulations,model,runs",
+        f"--runs={tmp_path / 'base'}",
+        "--simulations=0,2",
+        "--model_simulations=2",
+        "--games=2",
+        "--model_games=2",
+        "--max_accesses=48",
+        "--model_accesses=48",
+        f"--output={tmp_path / 'table.md'}",
+    )
+    assert not code
+    text = (tmp_path / "table.md").read_text()
+    assert re.search(r"\| 2 \| learned dynamics \| \d\.\d{4} \|", text)
+    assert re.search(r"\| 2 \| the game itself \| \d\.\d{4} \|", text)
+    assert re.search(r"\| base \| [\d,]+ \| 9,000 \| 40 \| 1.1000 \| 1.0500 \|", text)
+    assert "| base | 1.2000 | 1.0500 |" in text
+    assert "| 0 | " in out
 
 
 def test_build_corpus_goes_on_where_it_was(run, tmp_path, monkeypatch):

@@ -82,6 +82,18 @@ def test_the_hybrid_searches_from_what_the_agent_proposes(problem, monkeypatch):
     assert given == guide
 
 
+def test_no_linear_program_is_begun_that_cannot_end(problem, monkeypatch):
+    def solve_and_bound(*args, **kwargs):
+        raise AssertionError("linear programming was asked")
+
+    monkeypatch.setattr(milp, "solve_and_bound", solve_and_bound)
+    limit_s = time.monotonic() + 0.5 * len(problem.access_op) * 2e-3
+    mapping = hybrid.solve(problem, deadline_s=limit_s)
+    assert latency_of(problem, mapping) < problem.all_slow_latency_s
+    with pytest.raises(AssertionError, match="was asked"):
+        hybrid.solve(problem, deadline_s=time.monotonic() + 60)
+
+
 def test_unpressed_accesses_are_all_wanted():
     """Where everything fits, prices take nothing from what the policy wants."""
     problem = toy_problems.problem(toy_problems.chain())

@@ -49,7 +49,7 @@ _SEARCH_S = 25.0
 _SHORT = 384  # decisions of a program that is worth it
 # Changes without a deadline, a number and not a time, so that a seed repeats.
 _TRIES = 8_000
-_STEPS = 60_000_000  # tries x decisions at most
+_STEPS = 12_000_000  # tries x decisions at most
 _UNSURE = 0.3  # least weight of a decision that the policy is sure of
 _OPEN = 0.5  # share of proposed actions that are drawn regardless of the policy
 _OPEN_ACTIONS = (0.5, 0.25, 0.25)
