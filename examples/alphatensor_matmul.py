@@ -19,7 +19,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,24 +97,42 @@ def check_numerics(
     return float(error.max() / jnp.abs(expected).max())
 
 
-def table(plans: dict[str, jax_malloc.Plan]) -> str:
+class Planned(NamedTuple):
+    """The plan of one algorithm, and that of XLA's rules as we know them."""
+
+    plan: jax_malloc.Plan
+    xla_msa: jax_malloc.Plan
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Seconds by name."""
+        return {**self.plan.baselines, "xla_msa": self.xla_msa.latency_s}
+
+
+def table(planned: dict[str, Planned]) -> str:
     """Predicted latencies of the plain product and the fast one, and their ratios.
 
     Args:
-      plans: two, by name of the algorithm, the plain one first.
+      planned: two, by name of the algorithm, the plain one first.
     """
-    compared = {"all_slow": "all in HBM", "xla": "XLA's own", "greedy": "greedy"}
-    plain = next(iter(plans.values()))
+    compared = {
+        "all_slow": "all in HBM",
+        "xla": "XLA's own",
+        "xla_msa": "xla_msa",
+        "greedy": "greedy",
+    }
+    plain = next(iter(planned.values()))
     baselines = [name for name in compared if name in plain.baselines]
     headings = (compared[name] for name in baselines)
     rows = report.text_table(
         "predicted latency", *headings, "planned", "planned over HBM"
     )
     latencies_s = []
-    for name, plan in plans.items():
-        latencies_s.append([*(plan.baselines[b] for b in baselines), plan.latency_s])
+    for name, one in planned.items():
+        before_s = (one.baselines[b] for b in baselines)
+        latencies_s.append([*before_s, one.plan.latency_s])
         shown = map(report.format_s, latencies_s[-1])
-        rows.add_row(name, *shown, format_speedup(plan.speedup))
+        rows.add_row(name, *shown, format_speedup(one.plan.speedup))
     rows.add_section()
     ratios = (format_speedup(a / b) for a, b in zip(*latencies_s, strict=True))
     rows.add_row("fast over plain", *ratios, "")
@@ -132,7 +150,7 @@ def plan_products(
     solver: str,
     seed: int,
     time_limit_s: float | None,
-) -> dict[str, jax_malloc.Plan]:
+) -> dict[str, Planned]:
     """Plans of `jnp.matmul` and of the fast algorithm, by name.
 
     Args:
@@ -145,16 +163,15 @@ def plan_products(
     a, b = jax.ShapeDtypeStruct((m, k), dtype), jax.ShapeDtypeStruct((k, n), dtype)
     fast = functools.partial(block_matmul.multiply, factorization, levels=levels)
     name = str(factorization) if levels == 1 else f"{factorization}, {levels} levels"
-    return {
-        name: jax_malloc.solve(
-            _program(lowering, accelerator, function, a, b),
-            accelerator,
-            solver=solver,
-            seed=seed,
-            time_limit_s=time_limit_s,
+    planned = {}
+    for label, function in (("jnp.matmul", jnp.matmul), (name, fast)):
+        program = _program(lowering, accelerator, function, a, b)
+        plan = jax_malloc.solve(
+            program, accelerator, solver=solver, seed=seed, time_limit_s=time_limit_s
         )
-        for name, function in (("jnp.matmul", jnp.matmul), (name, fast))
-    }
+        xla_msa = jax_malloc.solve(program, accelerator, solver="xla_msa")
+        planned[label] = Planned(plan, xla_msa)
+    return planned
 
 
 def _program(lowering: str, accelerator: Accelerator, *call: Any) -> Program:
@@ -185,7 +202,7 @@ def main(argv: Sequence[str]) -> None:
     for accelerator, size in itertools.product(accelerators, _SIZES.value):
         m, k, n = (flag.value or size for flag in (_M, _K, _N))
         try:
-            plans = plan_products(
+            planned = plan_products(
                 factorization,
                 (m, k, n),
                 _DTYPE.value,
@@ -199,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
         except (ValueError, RuntimeError) as error:  # no such topology, no libtpu
             sys.exit(str(error))
         title = f"{_DTYPE.value} {m} x {k} by {k} x {n} on {accelerator.name}"
-        print(f"\n{title}\n\n{table(plans)}", flush=True)
+        print(f"\n{title}\n\n{table(planned)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ _MAX_TEMPERATURE = 1.0
 # Games side by side, and how many times; of long programs there are fewer.
 _BATCH, _BATCHES = 16, 4
 _BATCH_WORK = 32_000  # games x decisions of one batch
+_FIRST_SHARE = 0.5  # of the time until a deadline, for the first batch at most
 _GAMES_SHARE = 0.3  # of the time until a deadline, for batches after the first
 # Games with simulations: a first one compiles for as long as this.
 _SIMULATIONS, _SEARCHED_GAMES = 16, 32
@@ -223,7 +224,7 @@ def _games(
             seeing,
             mixed,
             seed=seed + i,
-            deadline_s=limit_s if i else deadline_s,
+            deadline_s=limit_s if i else share_of(deadline_s, _FIRST_SHARE),
         )
         if played is None:
             break
