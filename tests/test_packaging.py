@@ -43,7 +43,7 @@ def test_the_requirements_are_those_of_setup(distribution):
     assert required == {
         "jax>=0.10.2",
         *("jaxlib", "numpy", "scipy", "flax", "mctx", "absl-py"),
-        *("numba", "optax", "rich", "msgpack"),
+        *("numba", "threadpoolctl", "optax", "rich", "msgpack"),
     }
     extras = set(distribution.metadata.get_all("Provides-Extra"))
     assert extras == {"tpu", "train", "viz", "docs", "dev"}
