@@ -170,20 +170,32 @@ _SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "small": {"channels": 32, "depth": 2},
         "large": {"batch": 8, "image": 256, "depth": 2},
         "train": {"batch": 4, "depth": 1, "image": 256, "training": True},
+        "train_deep": {"batch": 4, "depth": 2, "image": 256, "training": True},
     },
     "diffusion_unet": {"small": {"batch": 16, "multipliers": (1,)}},
     "vit": {
         "small": {"batch": 4, "layers": 2},
         "large": {"batch": 128, "layers": 2},
         "train": {"batch": 64, "layers": 1, "training": True},
+        "train_deep": {"batch": 32, "layers": 4, "training": True},
     },
-    "t5": {"small": {"layers": 2, "width": 512, "heads": 8}},
+    "t5": {
+        "small": {"layers": 2, "width": 512, "heads": 8},
+        "train_deep": {"batch": 16, "layers": 3, "training": True},
+    },
     "encoder_decoder": {
         "large": {"batch": 32, "source": 512, "target": 512, "layers": 1},
         "train": {"batch": 16, "source": 256, "layers": 1, "training": True},
+        "train_deep": {"batch": 16, "source": 256, "layers": 3, "training": True},
     },
     "densenet": {
         "train": {"batch": 32, "image": 256, "blocks": (2,), "training": True},
+        "train_deep": {
+            "batch": 32,
+            "image": 256,
+            "blocks": (2, 2, 2),
+            "training": True,
+        },
     },
     "gru": {
         "large": {"batch": 512, "sequence": 128},
@@ -195,6 +207,7 @@ _SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "cached_decoding": {
         "long": {"batch": 4, "context": 16384, "layers": 2},
+        "deep": {"layers": 16},
     },
     "neural_ode": {
         "large": {"batch": 16384, "width": 1024, "hidden": 2048},

@@ -6,45 +6,50 @@
     try_place                       (prefetch)---]      uses 3 to 4, brought back
 
 Every state is a valid mapping with exact offsets and an exact latency. What a stay
-needs follows from its own uses alone, so that removing others never breaks it.
+needs follows from its own uses alone, so that removing others never breaks it. The
+loops are those of `compiled.placing`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
+from jax_malloc.compiled import placing
+from jax_malloc.compiled.placing import State
 from jax_malloc.mapping import Copy, Direction, Mapping, Segment
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.copy_queue import QueuedCopy
-from jax_malloc.solvers.packing import FitRule, Packing
+from jax_malloc.solvers.packing import FitRule
 from jax_malloc.solvers.stay import Stay, to_mapping
-from jax_malloc.solvers.timing import Change, Timing
-from jax_malloc.solvers.uses import Life, lives
-from jax_malloc.solvers.windows import Window, Windows
+from jax_malloc.solvers.uses import CopyBoundaries, Life, lives
 
 # A stay must save this share of the program's latency: less is no gain but noise.
 _NOISE = 1e-8
+_RULES = {
+    FitRule.BEST: placing.BEST,
+    FitRule.BEST_TOP: placing.BEST_TOP,
+    FitRule.LOWEST: placing.LOWEST,
+    FitRule.HIGHEST: placing.HIGHEST,
+}
 
 
 class Allocation:
     """Stays placed so far, at first none.
 
-    lives: the buffers it can place, by id. stays: `{buffer_id: stays in time order}`.
+    lives: the buffers it can place, by id. tables, state: what the loops see; a buffer
+    is there by its position in `lives`, and a use by its number among all uses.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.lives = lives(problem)
-        self.stays: dict[int, tuple[Stay, ...]] = dict.fromkeys(self.lives, ())
-        self._timing = Timing(problem)
-        self._packing = Packing(problem.op_capacity_granules)
-        self._windows = Windows(problem, self._timing)
-        self._num_ops = len(problem.program.ops)
-        self._max_in_flight = problem.accelerator.dma.max_in_flight
-        self._noise_s = _NOISE * problem.all_slow_latency_s
-        self._next_key = 0
+        self.tables = _tables(problem, list(self.lives.values()))
+        self.state = _empty_state(problem, self.tables)
+        self._buffer_ids = list(self.lives)
+        self._position = {b: i for i, b in enumerate(self._buffer_ids)}
+        self._first_use = self.tables.buffers[:, placing.FIRST_USE].tolist()
 
     @classmethod
     def from_mapping(cls, problem: Problem, mapping: Mapping) -> Allocation:
@@ -54,54 +59,66 @@ class Allocation:
         for copy in mapping.copies:
             if copy.buffer_id in copies:
                 copies[copy.buffer_id].append(copy)
-        for segment in mapping.segments:
-            if segment.buffer_id in copies:
-                allocation._adopt(segment, copies[segment.buffer_id])
+        rows = [
+            allocation._row_of(segment, copies[segment.buffer_id])
+            for segment in mapping.segments
+            if segment.buffer_id in copies
+        ]
+        found = np.array([row for row in rows if row is not None], np.int64)
+        placing.adopt(
+            allocation.tables,
+            allocation.state,
+            found.reshape(-1, placing.STAY_COLUMNS),
+        )
         return allocation
 
     @property
     def latency_s(self) -> float:
         """Exact latency of the program under the stays so far."""
-        return self._timing.latency_s
+        return float(self.state.numbers.sum())
 
     @property
     def stall_s(self) -> float:
         """The part of it in which ops wait for copies."""
-        return self._timing.stall_s
+        return float(self.state.numbers[1])
 
-    def stalls(self) -> list[tuple[int, float]]:
-        """`(boundary, seconds)` of every wait for a copy."""
-        return self._timing.stalls()
+    @property
+    def stays(self) -> dict[int, tuple[Stay, ...]]:
+        """`{buffer_id: stays in time order}`."""
+        return {b: self.stays_of(b) for b in self.lives}
 
-    def blocking_stays(self) -> list[Stay]:
-        """Stays with a copy that ops wait for, or one just ahead of it in the queue."""
-        blocking = set(self._timing.blocking_copies())
-        return [s for s in self.all_stays() if not blocking.isdisjoint(s.copies)]
-
-    def save(self) -> tuple:
-        """A snapshot for `restore`."""
-        return dict(self.stays), self._timing.save(), self._packing.save()
-
-    def restore(self, snapshot: tuple) -> None:
-        """Back to what `save` saw; the snapshot can be used again."""
-        self.stays = dict(snapshot[0])
-        self._timing.restore(snapshot[1])
-        self._packing.restore(snapshot[2])
+    def stays_of(self, buffer_id: int) -> tuple[Stay, ...]:
+        """The stays of one buffer in time order."""
+        rows = self._rows_by_use(buffer_id)
+        return tuple(self._stay(row) for row in dict.fromkeys(rows) if row >= 0)
 
     def all_stays(self) -> Iterator[Stay]:
         """Every stay, by buffer."""
-        for stays in self.stays.values():
-            yield from stays
+        for b in self.lives:
+            yield from self.stays_of(b)
+
+    def blocking_stays(self) -> list[Stay]:
+        """Stays with a copy that ops wait for, or one just ahead of it in the queue."""
+        return [self._stay(row) for row in placing.blocking(self.state).tolist()]
+
+    def save(self) -> State:
+        """A snapshot for `restore`."""
+        return State(*(array.copy() for array in self.state))
+
+    def restore(self, snapshot: State) -> None:
+        """Back to what `save` saw; the snapshot can be used again."""
+        placing.assign(self.state, snapshot)
 
     def slow_runs(self, buffer_id: int) -> list[tuple[int, int]]:
         """Longest runs `(first use, last use)` of a buffer outside of fast memory."""
-        runs, at = [], 0
-        for stay in self.stays[buffer_id]:
-            if stay.first_use > at:
-                runs.append((at, stay.first_use - 1))
-            at = stay.last_use + 1
-        if at < len(self.lives[buffer_id].uses):
-            runs.append((at, len(self.lives[buffer_id].uses) - 1))
+        runs: list[tuple[int, int]] = []
+        for k, row in enumerate(self._rows_by_use(buffer_id)):
+            if row >= 0:
+                continue
+            if runs and runs[-1][1] == k - 1:
+                runs[-1] = runs[-1][0], k
+            else:
+                runs.append((k, k))
         return runs
 
     def try_place(
@@ -112,41 +129,8 @@ class Allocation:
         Stays of the buffer within the run are replaced; those that reach beyond it make
         it longer.
         """
-        life, own = self.lives[buffer_id], self.stays[buffer_id]
-        inside = [s for s in own if s.first_use <= last and first <= s.last_use]
-        if inside:
-            first = min(first, inside[0].first_use)
-            last = max(last, inside[-1].last_use)
-        covered = {u for s in inside for u in range(s.first_use, s.last_use + 1)}
-        moved = [
-            (t, -n)
-            for u in range(first, last + 1)
-            if u not in covered
-            for t, n in life.uses[u].accesses
-        ]
-        saving_s = self._timing.op_saving_s(moved)
-        if saving_s <= self._noise_s and not inside:
-            return False
-        for stay in inside:
-            self._packing.remove(stay.key)
-        removed = [c for s in inside for c in s.copies]
-        best, best_s = None, self.latency_s - self._noise_s
-        for stay in self._options(life, first, last, rule):
-            change = Change(moved, stay.copies, removed)
-            latency_s = self._timing.latency_after(change)
-            if latency_s < best_s and self._may_copy(change):
-                best, best_s = stay, latency_s
-            if latency_s <= self.latency_s - saving_s + self._noise_s:
-                break  # no stall: it cannot get better
-        if best is None:
-            for s in inside:
-                self._take(s)
-            return False
-        self._timing.apply(Change(moved, best.copies, removed))
-        self._take(best)
-        self.stays[buffer_id] = tuple(s for s in own if s not in inside)
-        self._insert(best)
-        return True
+        run = self._run(buffer_id, first, last)
+        return placing.try_place(self.tables, self.state, *run, _RULES[rule])
 
     def place(
         self,
@@ -164,104 +148,61 @@ class Allocation:
           start, done: boundaries near which its prefetch should start and its eviction
             be done.
         """
-        life = self.lives[buffer_id]
-        free_from, free_until = self._free_span(buffer_id, first, last)
-        window = self._windows.near(
-            life,
-            first,
-            last,
-            free_from=free_from,
-            free_until=free_until,
-            start=start,
-            done=done,
-        )
-        if window is None:
-            return False
-        sharing = self._sharing(life, first, last)
-        offset = self._find(life.granules, window.begin, window.end, rule, sharing)
-        if offset is None:
-            return False
-        stay = self._stay(buffer_id, first, last, offset, window)
-        change = Change([(t, -n) for t, n in self._accesses(stay)], stay.copies, ())
-        if not self._may_copy(change):
-            return False
-        self._timing.apply(change)
-        self._take(stay)
-        self._insert(stay)
-        return True
+        run = self._run(buffer_id, first, last)
+        return placing.place(self.tables, self.state, *run, _RULES[rule], start, done)
 
     def remove(self, stays: Iterable[Stay]) -> None:
         """Puts the uses of stays back into slow memory."""
-        stays = list(stays)
-        for s in stays:
-            self._packing.remove(s.key)
-            mine = self.stays[s.buffer_id]
-            self.stays[s.buffer_id] = tuple(x for x in mine if x is not s)
-        slow = [access for s in stays for access in self._accesses(s)]
-        self._timing.apply(Change(slow, (), [c for s in stays for c in s.copies]))
+        rows = np.array([stay.key for stay in stays], np.int64)
+        placing.remove(self.tables, self.state, rows)
 
     def latency_without(self, stay: Stay) -> float:
         """The latency that `remove` would lead to."""
-        change = Change(list(self._accesses(stay)), (), stay.copies)
-        return self._timing.latency_after(change)
+        return placing.latency_without(self.tables, self.state, stay.key)
 
     def retime(self, stay: Stay) -> bool:
         """Moves the copies of a stay, at its offset, if that lowers the latency."""
-        life = self.lives[stay.buffer_id]
-        first, last = stay.first_use, stay.last_use
-        free_from, free_until = self._free_span(stay.buffer_id, first, last)
-        sharing = self._sharing(life, first, last).get(stay.offset, ())
-        self._packing.remove(stay.key)
-        best, best_s = stay, self.latency_s - self._noise_s
-        for begin, end, prefetch, eviction in self._windows.retimed(
-            life,
-            first,
-            last,
-            free_from=free_from,
-            free_until=free_until,
-            prefetch=stay.prefetch,
-            eviction=stay.eviction,
-        ):
-            if not self._packing.is_free(
-                life.granules, stay.offset, begin, end, sharing
-            ):
-                continue
-            other = dataclasses.replace(
-                stay, begin=begin, end=end, prefetch=prefetch, eviction=eviction
-            )
-            change = Change((), other.copies, stay.copies)
-            latency_s = self._timing.latency_after(change)
-            if latency_s < best_s and self._may_copy(change):
-                best, best_s = other, latency_s
-        self._take(best)
-        if best is stay:
-            return False
-        self._timing.apply(Change((), best.copies, stay.copies))
-        self.stays[stay.buffer_id] = tuple(
-            best if s is stay else s for s in self.stays[stay.buffer_id]
-        )
-        return True
-
-    def in_the_way(
-        self, run: tuple[int, int, int], offset: int, begin: int, end: int
-    ) -> set[int]:
-        """Keys of the stays that a run of uses would have to push out.
-
-        Args:
-          run: buffer, first and last use.
-          offset, begin, end: the place that it would take during ops `[begin, end)`.
-        """
-        buffer_id, first, last = run
-        life = self.lives[buffer_id]
-        there = self._packing.in_the_way(life.granules, offset, begin, end)
-        return set(there).difference(self._sharing(life, first, last).get(offset, ()))
+        return placing.retime(self.tables, self.state, stay.key)
 
     def to_mapping(self) -> Mapping:
         """The stays and their copies, in bytes and boundaries."""
         return to_mapping(self.problem, self.lives, self.all_stays())
 
-    def _adopt(self, segment: Segment, copies: list[Copy]) -> None:
-        """Takes over one stay of a mapping, at its offset; `copies` of its buffer."""
+    def _rows_by_use(self, buffer_id: int) -> list[int]:
+        """Row of the stay that serves each use, -1 in slow memory."""
+        at = self._position[buffer_id]
+        begin, end = self._first_use[at], self._first_use[at + 1]
+        return self.state.stay_of[begin:end].tolist()
+
+    def _run(self, buffer_id: int, first: int, last: int) -> tuple[int, int, int]:
+        """Uses of a buffer as the loops number them."""
+        at = self._position[buffer_id]
+        begin = self._first_use[at]
+        return at, begin + first, begin + last
+
+    def _stay(self, row: int) -> Stay:
+        at, first, last, offset, begin, end, fill, filled, save, saved, _ = (
+            self.state.stays[row].tolist()
+        )
+        life = self.lives[self._buffer_ids[at]]
+        size, copy_s = life.size_bytes, life.copy_s
+        return Stay(
+            row,
+            life.buffer_id,
+            first - self._first_use[at],
+            last - self._first_use[at],
+            offset,
+            begin,
+            end,
+            None if fill < 0 else QueuedCopy(fill, filled, size, False, copy_s),
+            None if save < 0 else QueuedCopy(save, saved, size, True, copy_s),
+        )
+
+    def _row_of(self, segment: Segment, copies: Sequence[Copy]) -> list[int] | None:
+        """One stay of a mapping, at its offset, as a row; `copies` of its buffer.
+
+        None if it serves no use.
+        """
         life = self.lives[segment.buffer_id]
         served = [
             k
@@ -269,13 +210,13 @@ class Allocation:
             if segment.first <= use.begin and use.end <= segment.end
         ]
         if not served:
-            return
+            return None
         first, last = served[0], served[-1]
         mine = [c for c in copies if segment.begin <= c.start and c.done <= segment.end]
-        prefetch = eviction = None
+        fill = filled = save = saved = -1
         if life.uses[first].reads:
             c = next(c for c in mine if c.direction is Direction.PREFETCH)
-            prefetch = QueuedCopy(c.start, c.done, life.size_bytes, False, life.copy_s)
+            fill, filled = c.start, c.done
         end = life.uses[last].end
         if life.needs_eviction(first, last):
             # Of several, the one that saves what was written last.
@@ -283,114 +224,99 @@ class Allocation:
                 (c for c in mine if c.direction is Direction.EVICT),
                 key=lambda c: c.start,
             )
-            eviction = QueuedCopy(c.start, c.done, life.size_bytes, True, life.copy_s)
+            save, saved = c.start, c.done
             end = max(end, c.done)
         offset = segment.offset_bytes // self.problem.granule_bytes
-        window = Window(segment.begin, end, prefetch, eviction)
-        stay = self._stay(segment.buffer_id, first, last, offset, window)
-        moved = [(t, -n) for t, n in self._accesses(stay)]
-        self._timing.apply(Change(moved, stay.copies, ()))
-        self._take(stay)
-        self._insert(stay)
+        run = self._run(segment.buffer_id, first, last)
+        top = offset + life.granules
+        return [*run, offset, segment.begin, end, fill, filled, save, saved, top]
 
-    def _stay(
-        self, buffer_id: int, first: int, last: int, offset: int, window: Window
-    ) -> Stay:
-        """A new stay, not yet placed."""
-        self._next_key += 1
-        return Stay(self._next_key, buffer_id, first, last, offset, *window)
 
-    def _insert(self, stay: Stay) -> None:
-        """Adds a stay to those of its buffer."""
-        stays = (*self.stays[stay.buffer_id], stay)
-        self.stays[stay.buffer_id] = tuple(sorted(stays, key=lambda s: s.first_use))
-
-    def _accesses(self, stay: Stay) -> Iterator[tuple[int, float]]:
-        uses = self.lives[stay.buffer_id].uses[stay.first_use : stay.last_use + 1]
-        for use in uses:
-            yield from use.accesses
-
-    def _take(self, stay: Stay) -> None:
-        granules = self.lives[stay.buffer_id].granules
-        self._packing.add(stay.key, granules, stay.offset, stay.begin, stay.end)
-
-    def _options(
-        self, life: Life, first: int, last: int, rule: FitRule
-    ) -> Iterator[Stay]:
-        """Stays for a run of uses that find a place, preferred ones first."""
-        sharing = self._sharing(life, first, last)
-        # Without copies it is shortest: most that find no place do not then, either.
-        shortest = life.uses[first].begin, life.uses[last].end
-        if self._find(life.granules, *shortest, rule, sharing) is None:
-            return
-        free_from, free_until = self._free_span(life.buffer_id, first, last)
-        windows = self._windows.of_run(
-            life, first, last, free_from=free_from, free_until=free_until
+def _tables(problem: Problem, found: Sequence[Life]) -> placing.Lives:
+    """The lives of buffers, in order, as the loops see them."""
+    position = {life.buffer_id: i for i, life in enumerate(found)}
+    boundaries = CopyBoundaries(problem)
+    homes = list(dict.fromkeys(life.home for life in found))
+    uses: list[tuple[int, ...]] = []
+    accesses: list[tuple[tuple[int, float], ...]] = []
+    buffers: list[tuple[int, ...]] = []
+    uses_at: list[list[int]] = [[] for _ in problem.program.ops]
+    for i, life in enumerate(found):
+        buffers.append(
+            (
+                life.granules,
+                life.size_bytes,
+                homes.index(life.home),
+                life.starts_in_slow,
+                life.ends_in_slow,
+                len(uses),
+            )
         )
-        too_long: list[tuple[int, int]] = []
-        for window in windows:
-            begin, end = window.begin, window.end
-            if any(begin <= b and e <= end for b, e in too_long):
-                continue
-            offset = self._find(life.granules, begin, end, rule, sharing)
-            if offset is None:
-                too_long.append((begin, end))
-                continue
-            yield self._stay(life.buffer_id, first, last, offset, window)
+        written = -1
+        for use in life.uses:
+            if use.writes:
+                written = len(uses)
+            for t in dict.fromkeys(t for t, _ in use.accesses):
+                uses_at[t].append(len(uses))
+            uses.append((use.begin, use.end, use.reads, i, written))
+            accesses.append(use.accesses)
+    buffers.append((0, 0, 0, 0, 0, len(uses)))
+    access_begin, access = _flat(accesses)
+    over_begin, over = _flat(
+        [[position[b] for b in life.written_over if b in position] for life in found]
+    )
+    under_begin, under = _flat(
+        [[position[b] for b in life.overwritten_by if b in position] for life in found]
+    )
+    use_begin, use_at = _flat(uses_at)
+    model = problem.latency
+    capacity = np.array(problem.op_capacity_granules, np.int64)
+    in_flight = problem.accelerator.dma.max_in_flight
+    return placing.Lives(
+        capacity=capacity,
+        model=np.array([model.floor_s, model.base_s, model.slope_s_per_byte], float),
+        buffers=np.array(buffers, np.int64),
+        copy_s=np.array([life.copy_s for life in found], float),
+        uses=np.array(uses, np.int64).reshape(-1, 5),
+        access_begin=access_begin,
+        access_op=np.array([t for t, _ in access], np.int64),
+        access_bytes=np.array([n for _, n in access], float),
+        over_begin=over_begin,
+        over=np.array(over, np.int64),
+        under_begin=under_begin,
+        under=np.array(under, np.int64),
+        boundaries=boundaries.tables(homes),
+        use_begin=use_begin,
+        use_at=np.array(use_at, np.int64),
+        flat=int(capacity[0]) if len(set(capacity.tolist())) == 1 else -1,
+        dma_s_per_byte=1 / problem.accelerator.dma_bytes_per_s,
+        max_in_flight=-1 if in_flight is None else in_flight,
+        noise_s=_NOISE * problem.all_slow_latency_s,
+    )
 
-    def _find(
-        self,
-        size: int,
-        begin: int,
-        end: int,
-        rule: FitRule,
-        sharing: dict[int, list[int]],
-    ) -> int | None:
-        """A place that is free, best one that is shared."""
-        for offset, keys in sharing.items():
-            if self._packing.is_free(size, offset, begin, end, keys):
-                return offset
-        return self._packing.find(size, begin, end, rule)
 
-    def _sharing(self, life: Life, first: int, last: int) -> dict[int, list[int]]:
-        """Stays beside which a run of uses may be at one offset, by that offset.
+def _flat(rows: Sequence[Sequence]) -> tuple[np.ndarray, list]:
+    """Where each row begins, `[N + 1]`, and all of them end to end."""
+    begin = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return begin, [x for row in rows for x in row]
 
-        At the op that writes one buffer over the other, and only there, both are in
-        fast memory; neither has a copy to or from it at that time.
-        """
-        shared: dict[int, list[int]] = {}
-        if first == 0:
-            for b in life.written_over:
-                for stay in self.stays.get(b, ())[-1:]:
-                    if stay.last_use == len(self.lives[b].uses) - 1:
-                        shared.setdefault(stay.offset, []).append(stay.key)
-        if last == len(life.uses) - 1:
-            for b in life.overwritten_by:
-                for stay in self.stays.get(b, ())[:1]:
-                    if stay.first_use == 0:
-                        shared.setdefault(stay.offset, []).append(stay.key)
-        return shared
 
-    def _free_span(self, buffer_id: int, first: int, last: int) -> tuple[int, int]:
-        """Boundaries between which a buffer has no stay but those of these uses."""
-        free_from, free_until = 0, self._num_ops
-        for s in self.stays[buffer_id]:
-            if s.last_use < first:
-                free_from = s.end
-            elif s.first_use > last:
-                free_until = s.begin
-                break
-        return free_from, free_until
-
-    def _may_copy(self, change: Change) -> bool:
-        """Whether the DMA can hold all copies in flight."""
-        if self._max_in_flight is None:
-            return True
-        copies = [*self._timing.copies, *change.added]
-        for copy in change.removed:
-            copies.remove(copy)
-        # A copy that is waited for as soon as it is issued is never in flight.
-        copies = [c for c in copies if c.start < c.done]
-        edges = [(c.start, 1) for c in copies] + [(c.done, -1) for c in copies]
-        in_flight = itertools.accumulate(step for _, step in sorted(edges))
-        return max(in_flight, default=0) <= self._max_in_flight
+def _empty_state(problem: Problem, tables: placing.Lives) -> State:
+    """Everything in slow memory."""
+    num_ops, num_uses = len(problem.program.ops), len(tables.uses)
+    queues = 2 if problem.accelerator.dma.full_duplex else 1
+    state = State(
+        ops=np.zeros((3, num_ops)),
+        clock=np.zeros(num_ops + 1),
+        stays=np.zeros((num_uses, placing.STAY_COLUMNS), np.int64),
+        stay_of=np.zeros(num_uses, np.int64),
+        order=np.zeros(num_uses, np.int64),
+        free=np.zeros(num_uses, np.int64),
+        copies=np.zeros((queues, 2 * num_uses, 6), np.int64),
+        times=np.zeros((queues, 2 * num_uses, 3)),
+        numbers=np.zeros(2),
+        counts=np.zeros(4, np.int64),
+    )
+    state.ops[placing.SLOW_BYTES] = problem.slow_bytes
+    placing.clear(tables, state)
+    return state

@@ -26,15 +26,13 @@ from jax_malloc.solvers import greedy
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.polish import improve
-from jax_malloc.solvers.ruin_recreate import RuinRecreate
+from jax_malloc.solvers.ruin_recreate import RuinRecreate, cooling
 from jax_malloc.solvers.worth import Worth
 
-# Temperatures, as shares of the program's latency.
-_HOT, _COLD = 1e-4, 1e-6
 # Steps without a deadline, so that a seed gives the same plan everywhere: a step costs
 # more in a long program.
-_MIN_STEPS, _MAX_STEPS = 200, 5000
-_SEARCHED_USES = 2_000_000
+_MIN_STEPS, _MAX_STEPS = 1_000, 20_000
+_SEARCHED_USES = 12_000_000
 
 
 def solve(
@@ -60,11 +58,10 @@ def solve(
     if deadline_s is None and steps is None:
         steps = _SEARCHED_USES // max(len(problem.access_op), 1)
         steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
-    hot_s = _HOT * allocation.latency_s
     RuinRecreate(allocation, worth, seed).run(
         steps if deadline_s is None else None,
         deadline_s,
-        temperature_s=lambda share: hot_s * (_COLD / _HOT) ** share,
+        temperature_s=cooling(allocation.latency_s),
     )
     improve(allocation, worth, deadline_s=deadline_s)
     best = allocation.to_mapping()

@@ -144,8 +144,8 @@ def join(allocation: Allocation, *, deadline_s: float | None = None) -> int:
     joined = 0
     for b in allocation.lives:
         k = 1
-        while k < len(allocation.stays[b]) and not is_over(deadline_s):
-            before, after = allocation.stays[b][k - 1 : k + 1]
+        while k < len(stays := allocation.stays_of(b)) and not is_over(deadline_s):
+            before, after = stays[k - 1 : k + 1]
             if allocation.try_place(b, before.first_use, after.last_use):
                 joined += 1
             else:

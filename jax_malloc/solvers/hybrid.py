@@ -8,7 +8,8 @@
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
 that is it: to within as much, the result is never worse than any part. Linear
-programming is left out where the time is too short for it. The agent's mappings are
+programming is left out where the time is too short for it, and all but greedy and the
+compiler's where there is time for one search only. The agent's mappings are
 searched from even where they are slower at first, for they lead elsewhere. The
 compiler's mapping has no offsets in HLO text; it is packed anew as far as it fits.
 """
@@ -21,11 +22,11 @@ from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
 from jax_malloc.solvers import compiler_mapping, greedy, guides, milp, muzero
 from jax_malloc.solvers.games import is_over, share_of
-from jax_malloc.solvers.polish import polish, search
+from jax_malloc.solvers.polish import affordable_searches, polish, search
 
 _GREEDY_SHARE = 0.15  # of the time until the deadline, for each
 _LINEAR_SHARE = 0.3  # of what is left then
-_LINEAR_S_PER_ACCESS = 2e-3  # in less than this it hardly ever finds anything
+_LINEAR_S_PER_ACCESS = 3e-3  # in less than this it hardly ever finds anything
 _AGENT_SHARE = 0.25  # and then
 _GOOD_ENOUGH = 1e-4
 
@@ -38,12 +39,14 @@ def solve(
     candidates = [greedy.solve(problem, seed=seed, deadline_s=limit_s)]
     if is_over(deadline_s):
         return candidates[0]
-    priced = guides.of_prices(problem)
-    limit_s = share_of(deadline_s, _GREEDY_SHARE)
-    candidates.append(greedy.solve(problem, deadline_s=limit_s, guide=priced))
     compiled = compiler_mapping.from_compiler(problem)
     if compiled is not None:
         candidates.append(compiled)
+    if affordable_searches(problem, deadline_s) < 2:
+        return search(problem, candidates, seed=seed, deadline_s=deadline_s)
+    priced = guides.of_prices(problem)
+    limit_s = share_of(deadline_s, _GREEDY_SHARE)
+    candidates.append(greedy.solve(problem, deadline_s=limit_s, guide=priced))
 
     def latency_s(mapping: Mapping) -> float:
         return problem.evaluate(mapping).latency_s
@@ -71,6 +74,10 @@ def solve(
             best = polished_best()
         if latency_s(best) <= target_s or is_over(deadline_s):
             return best
+    if affordable_searches(problem, deadline_s) < 2:
+        return search(
+            problem, [best], seed=seed, deadline_s=deadline_s, target_s=target_s
+        )
     proposal = muzero.propose(
         muzero.pretrained(),
         problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -11,16 +12,17 @@ from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over, share_of
 from jax_malloc.solvers.greedy import construct, join
 from jax_malloc.solvers.packing import FitRule
-from jax_malloc.solvers.ruin_recreate import RuinRecreate
+from jax_malloc.solvers.ruin_recreate import RuinRecreate, cooling
 from jax_malloc.solvers.worth import Guide, Worth
 
 _MOST_ROUNDS = 3
 _FILL_EXPONENT = 0.3  # the best single one of greedy's
 # Steps of a search without a deadline; a step costs more in a long program.
-_MIN_STEPS, _MAX_STEPS = 50, 1000
-_SEARCHED_USES = 600_000
+_MIN_STEPS, _MAX_STEPS = 500, 8_000
+_SEARCHED_USES = 5_000_000
 _FIRST_SHARE = 0.5  # of the time, for all mappings alike
-_WORTHWHILE_S = 0.25  # a search that is shorter shows little; then fewer are begun
+# A search that is shorter shows little; then fewer are begun.
+_WORTHWHILE_S, _WORTHWHILE_S_PER_ACCESS = 0.1, 1e-3
 
 
 def polish(
@@ -51,7 +53,9 @@ def polish(
     improve(allocation, worth, deadline_s=deadline_s)
     if steps != 0:
         guided = Worth(problem, allocation.lives, guide)
-        RuinRecreate(allocation, guided, seed).run(steps, deadline_s, target_s)
+        RuinRecreate(allocation, guided, seed).run(
+            steps, deadline_s, target_s, cooling(allocation.latency_s)
+        )
         improve(allocation, worth, deadline_s=deadline_s)
     return allocation.to_mapping() if allocation.latency_s < before_s else mapping
 
@@ -82,8 +86,7 @@ def search(
     unlike = list({m.segments: m for m in mappings}.values())
     unlike.sort(key=lambda m: problem.evaluate(m).latency_s)
     if deadline_s is not None:
-        left_s = deadline_s - time.monotonic()
-        unlike = unlike[: max(1, int(_FIRST_SHARE * left_s / _WORTHWHILE_S))]
+        unlike = unlike[: affordable_searches(problem, deadline_s)]
     searched = list(unlike)
     number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
     steps = _SEARCHED_USES // max(len(problem.access_op), 1)
@@ -106,6 +109,16 @@ def search(
             searched[i] = part(mapping, seed, share, first_share / number)
     best = min(searched, key=lambda m: problem.evaluate(m).latency_s)
     return part(best, seed + 1, 1.0, 1.0 - first_share)
+
+
+def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
+    """From how many mappings a `search` can begin, at least one."""
+    if deadline_s is None:
+        return sys.maxsize
+    worthwhile_s = _WORTHWHILE_S_PER_ACCESS * len(problem.access_op)
+    worthwhile_s = max(worthwhile_s, _WORTHWHILE_S)
+    left_s = deadline_s - time.monotonic()
+    return max(1, int(_FIRST_SHARE * left_s / worthwhile_s))
 
 
 def improve(

@@ -130,6 +130,12 @@ class CopyBoundaries:
         """The earliest allowed boundary from this one on, or one past the program's."""
         return self._table(home)[1][boundary]
 
+    def tables(self, homes: Sequence[int]) -> np.ndarray:
+        """`[2, H, T + 1]` what `at_or_before` and `at_or_after` say, for each home."""
+        found = np.array([self._table(home) for home in homes], np.int64)
+        found = found.reshape(len(homes), 2, self._num_boundaries)
+        return np.ascontiguousarray(found.swapaxes(0, 1))
+
     def _table(self, home: int) -> tuple[list[int], list[int]]:
         if home not in self._tables:
             t = np.arange(self._num_boundaries)
