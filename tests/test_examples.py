@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # Binaries; the other modules beside them are imported by these.
 BINARIES = sorted(
     path.stem for path in EXAMPLES.glob("*.py") if "app.run(main)" in path.read_text()
+)
+
+
+needs_linux = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="processes cannot be kept on a core"
 )
 
 
@@ -360,6 +366,64 @@ def test_ablate_agent_tables(run, tmp_path):
     assert re.search(r"\| base \| [\d,]+ \| 9,000 \| 40 \| 1.1000 \| 1.0500 \|", text)
     assert "| base | 1.2000 | 1.0500 |" in text
     assert "| 0 | " in out
+
+
+@needs_linux
+def test_measure_scaling(run, tmp_path, monkeypatch):
+    # Compiles in half the time.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    output = tmp_path / "scaling.md"
+    code, printed = run(
+        "measure_scaling",
+        "--allow_shared_core",
+        "--num_games=4",
+        "--simulations=0",
+        "--updates=1",
+        "--unroll=1",
+        "--batch=16",
+        "--reanalysed=16",
+        "--hidden=16",
+        "--latent=8",
+        "--generated=6",
+        "--max_accesses=128",
+        "--iterations=1",
+        "--hosts=2",
+        f"--output={output}",
+    )
+    assert code is None, printed
+    text = output.read_text()
+    titles = re.findall("^### (.*)$", text, re.MULTILINE)
+    assert [x.split(":")[0] for x in titles] == [
+        *["Measured"] * 4,
+        "Check of the arithmetic",
+        "Predicted",
+    ]
+    assert all(title in printed for title in titles if len(title) < 50)
+    assert re.search(r"^\| up to 128 \| \d+ \| \d+ \| \d", text, re.MULTILINE)
+    assert re.search(r"^\| 2 \| .* \| \d+% \|$", text, re.MULTILINE)
+    # Of two processes, a half of the batch each, and the whole batch each.
+    assert "| 2 | 8 | 16 |" in text
+    assert "| 2 | 16 | 32 |" in text
+    # The network has 30 arrays of parameters, float32.
+    assert re.search(
+        r"^\| the tree of parameters \| 30 \| [\d,]+ \|", text, re.MULTILINE
+    )
+    assert text.count("| as on CPUs now |") == 1
+    assert "by the same arithmetic" in text
+
+
+@needs_linux
+def test_measure_scaling_needs_two_cores(run, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    code, printed = run("measure_scaling")
+    assert "two processes need a core each; this process may use 1, core 3" in printed
+    assert "--allow_shared_core" in code
+
+
+def test_measure_scaling_refuses_batches_that_do_not_divide(run):
+    code, printed = run("measure_scaling", "--batch=512", "--hosts=2,3")
+    assert code == 1
+    assert "--batch=512 positions cannot be divided over 3 hosts" in printed
 
 
 def test_build_corpus_goes_on_where_it_was(run, tmp_path, monkeypatch):
