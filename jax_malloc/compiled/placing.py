@@ -53,14 +53,17 @@ _jit = numba.njit(cache=True, nogil=True)
 class Lives(NamedTuple):
     """A problem's lives of buffers, op model and machine; nothing here changes.
 
-    capacity: `[T]` granules; flat: what they are if all are alike, else -1. model: `[3, T]` floor, base and slope of each op's time.
+    capacity: `[T]` granules; flat: what they are if all are alike, else -1.
+    model: `[3, T]` floor, base and slope of each op's time.
     buffers: `[B + 1, 6]`; a buffer's uses end where those of the next begin.
-    copy_s: `[B]`. uses: `[U, 5]`; LAST_WRITE is the last use up to this one that writes
-    the buffer, -1 if none does. access_begin: `[U + 1]` into access_op and
-    access_bytes. over_begin: `[B + 1]` into over, buffers whose last use the first of
-    this one may write over; under, the same the other way round. boundaries: `[2, H,
-    T + 1]` the next allowed boundary of copies, before and after. use_begin: `[T + 1]`
-    into use_at, the uses with an access at each op.
+    copy_s: `[B]` of one copy. uses: `[U, 5]`; LAST_WRITE is the last use up to this one
+    that writes the buffer, -1 if none does.
+    access_begin: `[U + 1]` into access_op and access_bytes.
+    over_begin: `[B + 1]` into over, buffers whose last use the first of this one may
+    write over; under is the same the other way round.
+    boundaries: `[2, H, T + 1]` the nearest boundary that copies of a home region may
+    use, before and after each. use_begin: `[T + 1]` into use_at, the uses with an
+    access at each op.
     """
 
     capacity: Ints

@@ -3,8 +3,8 @@
     ruin       some stays of one stretch of the schedule; or all that are in the way of
                one use in slow memory, at one offset; or some around a stall
     recreate   greedily, in a perturbed order
-    accept     what is no slower; or, while it is warm, what is not much slower, with the
-               probability of Metropolis
+    accept     what is no slower; or, while it is warm, what is not much slower, with
+               the probability of Metropolis
 
 Temperatures fall by a constant factor over the share of the budget that is used.
 
