@@ -12,9 +12,6 @@ multiples of a power of two, so that their sums are exact in either precision.
     accept     by Metropolis' rule on the latency saved, copy queues exact
 
 A replay is given up once it is so far behind that later decisions hardly make it good.
-
-All loops are in one file: numba keeps machine code until the file of a function
-changes, whatever becomes of the functions that it calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The loops of ruin and recreate; `solvers.ruin_recreate` says what the search does.
-
-The loops of placing.py that this file calls are compiled into it, and numba looks at
-this file alone to tell whether its machine code is still good: change both together.
-"""
+"""The loops of ruin and recreate; `solvers.ruin_recreate` says what the search does."""
 
 from __future__ import annotations
 
@@ -13,6 +9,16 @@ import numba
 import numpy as np
 
 from jax_malloc.compiled.placing import (
+    needs_eviction,
+    remove,
+    retime,
+    slow_run,
+    try_place,
+)
+from jax_malloc.compiled.queues import (
+    blocking,
+)
+from jax_malloc.compiled.stays import (
     BEGIN,
     BEST,
     BEST_TOP,
@@ -36,14 +42,8 @@ from jax_malloc.compiled.placing import (
     Lives,
     State,
     assign,
-    blocking,
     in_the_way,
     latency_s,
-    needs_eviction,
-    remove,
-    retime,
-    slow_run,
-    try_place,
 )
 
 # Each step draws one of each.

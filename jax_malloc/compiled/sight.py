@@ -2,9 +2,6 @@
 
 Of several games side by side before the same access, so that one product of matrices
 serves them all.
-
-The loops of kernels.py that this file calls are compiled into it, and numba looks at
-this file alone to tell whether its machine code is still good: change both together.
 """
 
 from __future__ import annotations

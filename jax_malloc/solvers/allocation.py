@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jax_malloc.compiled import placing
-from jax_malloc.compiled.placing import State
+from jax_malloc.compiled import placing, queues, stays
+from jax_malloc.compiled.stays import State
 from jax_malloc.mapping import Copy, Direction, Mapping, Segment
 from jax_malloc.problem import Problem
 from jax_malloc.solvers.copy_queue import QueuedCopy
@@ -28,10 +28,10 @@ from jax_malloc.solvers.uses import CopyBoundaries, Life, lives
 # A stay must save this share of the program's latency: less is no gain but noise.
 _NOISE = 1e-8
 _RULES = {
-    FitRule.BEST: placing.BEST,
-    FitRule.BEST_TOP: placing.BEST_TOP,
-    FitRule.LOWEST: placing.LOWEST,
-    FitRule.HIGHEST: placing.HIGHEST,
+    FitRule.BEST: stays.BEST,
+    FitRule.BEST_TOP: stays.BEST_TOP,
+    FitRule.LOWEST: stays.LOWEST,
+    FitRule.HIGHEST: stays.HIGHEST,
 }
 
 
@@ -49,7 +49,7 @@ class Allocation:
         self.state = _empty_state(problem, self.tables)
         self._buffer_ids = list(self.lives)
         self._position = {b: i for i, b in enumerate(self._buffer_ids)}
-        self._first_use = self.tables.buffers[:, placing.FIRST_USE].tolist()
+        self._first_use = self.tables.buffers[:, stays.FIRST_USE].tolist()
 
     @classmethod
     def from_mapping(cls, problem: Problem, mapping: Mapping) -> Allocation:
@@ -68,7 +68,7 @@ class Allocation:
         placing.adopt(
             allocation.tables,
             allocation.state,
-            found.reshape(-1, placing.STAY_COLUMNS),
+            found.reshape(-1, stays.STAY_COLUMNS),
         )
         return allocation
 
@@ -99,15 +99,15 @@ class Allocation:
 
     def blocking_stays(self) -> list[Stay]:
         """Stays with a copy that ops wait for, or one just ahead of it in the queue."""
-        return [self._stay(row) for row in placing.blocking(self.state).tolist()]
+        return [self._stay(row) for row in queues.blocking(self.state).tolist()]
 
     def save(self) -> State:
         """A snapshot for `restore`."""
-        return State(*(array.copy() for array in self.state))
+        return State._make(array.copy() for array in self.state)
 
     def restore(self, snapshot: State) -> None:
         """Back to what `save` saw; the snapshot can be used again."""
-        placing.assign(self.state, snapshot)
+        stays.assign(self.state, snapshot)
 
     def slow_runs(self, buffer_id: int) -> list[tuple[int, int]]:
         """Longest runs `(first use, last use)` of a buffer outside of fast memory."""
@@ -232,7 +232,7 @@ class Allocation:
         return [*run, offset, segment.begin, end, fill, filled, save, saved, top]
 
 
-def _tables(problem: Problem, found: Sequence[Life]) -> placing.Lives:
+def _tables(problem: Problem, found: Sequence[Life]) -> stays.Lives:
     """The lives of buffers, in order, as the loops see them."""
     position = {life.buffer_id: i for i, life in enumerate(found)}
     boundaries = CopyBoundaries(problem)
@@ -272,7 +272,7 @@ def _tables(problem: Problem, found: Sequence[Life]) -> placing.Lives:
     model = problem.latency
     capacity = np.array(problem.op_capacity_granules, np.int64)
     in_flight = problem.accelerator.dma.max_in_flight
-    return placing.Lives(
+    return stays.Lives(
         capacity=capacity,
         model=np.array([model.floor_s, model.base_s, model.slope_s_per_byte], float),
         buffers=np.array(buffers, np.int64),
@@ -301,22 +301,22 @@ def _flat(rows: Sequence[Sequence]) -> tuple[np.ndarray, list]:
     return begin, [x for row in rows for x in row]
 
 
-def _empty_state(problem: Problem, tables: placing.Lives) -> State:
+def _empty_state(problem: Problem, tables: stays.Lives) -> State:
     """Everything in slow memory."""
     num_ops, num_uses = len(problem.program.ops), len(tables.uses)
-    queues = 2 if problem.accelerator.dma.full_duplex else 1
+    num_queues = 2 if problem.accelerator.dma.full_duplex else 1
     state = State(
         ops=np.zeros((3, num_ops)),
         clock=np.zeros(num_ops + 1),
-        stays=np.zeros((num_uses, placing.STAY_COLUMNS), np.int64),
+        stays=np.zeros((num_uses, stays.STAY_COLUMNS), np.int64),
         stay_of=np.zeros(num_uses, np.int64),
         order=np.zeros(num_uses, np.int64),
         free=np.zeros(num_uses, np.int64),
-        copies=np.zeros((queues, 2 * num_uses, 6), np.int64),
-        times=np.zeros((queues, 2 * num_uses, 3)),
+        copies=np.zeros((num_queues, 2 * num_uses, 6), np.int64),
+        times=np.zeros((num_queues, 2 * num_uses, 3)),
         numbers=np.zeros(2),
         counts=np.zeros(4, np.int64),
     )
-    state.ops[placing.SLOW_BYTES] = problem.slow_bytes
-    placing.clear(tables, state)
+    state.ops[stays.SLOW_BYTES] = problem.slow_bytes
+    queues.clear(tables, state)
     return state

@@ -9,10 +9,10 @@ change to one access alone would mostly break what is around it. A slower neighb
 accepted with the probability of Metropolis, at temperatures that fall by a constant
 factor over the share of the budget that is used.
 
-Tuned on random programs (`generate`), on training families of the model zoo and on the
-training split of the corpus, at 4 to 12 seconds each; on nothing that results are
-reported for. There, temperatures from 1e-5 to 2e-3 of the latency, and none, end within
-0.7 % of each other in the mean; small ruins matter more.
+Tuned on random programs (`generate`) and on training and validation families of the
+corpus, at 1 to 12 seconds each; on nothing that results are reported for. There,
+starting temperatures from 1e-4 to 3e-3 of the latency end within 0.1 % of each other in
+the mean, less than seeds do; small ruins matter more.
 
 Source: Kirkpatrick, Gelatt and Vecchi, "Optimization by Simulated Annealing", Science
 220, 1983; with ruin and recreate as in Schrimpf et al., 2000.

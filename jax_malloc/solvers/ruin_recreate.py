@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jax_malloc.compiled import placing, ruin
+from jax_malloc.compiled import ruin, stays
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.worth import Worth
@@ -82,7 +82,7 @@ class RuinRecreate:
         began_s, done, chunk = time.monotonic(), 0, 1
         while (steps is None or done < steps) and not is_over(deadline_s):
             now_s = time.monotonic()
-            if placing.latency_s(best) <= target_s:
+            if stays.latency_s(best) <= target_s:
                 break
             if deadline_s is None:
                 # Alike everywhere, so that a seed repeats.

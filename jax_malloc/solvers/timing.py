@@ -142,19 +142,6 @@ class Timing:
         time since an eviction's start; `latest` if there is none."""
         return self._queues[-1].earliest_dones(self._clock, start, latest, seconds)
 
-    def stalls(self) -> list[tuple[int, float]]:
-        """`(boundary, seconds)` of every wait; in full duplex, of each queue alone."""
-        return [
-            (due, wait_s)
-            for queue in self._queues
-            for due, wait_s in zip(queue.dues, queue.waits_s, strict=True)
-            if wait_s > 0
-        ]
-
-    def blocking_copies(self) -> list[QueuedCopy]:
-        """Copies that ops wait for, and those just ahead of them in the queue."""
-        return [c for queue in self._queues for c in queue.blocking(self._clock)]
-
     def _op(self, t: int, slow_bytes: float) -> tuple[float, float]:
         """Latency and spare time of one op."""
         latency_s = self._base_s[t] + self._slope[t] * slow_bytes

@@ -22,8 +22,6 @@ from jax_malloc.solvers.uses import CopyBoundaries, Life
 # In the order of preference: just hidden; more, should an op wait for it even so; less,
 # should that find no place, at the price of a stall.
 _ROOMS = (1.0, 2.0, 0.5, 0.0)
-# Boundaries from a deadline, or to one, that are tried when a stay is timed anew.
-_DISTANCES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
 class Window(NamedTuple):
@@ -73,62 +71,6 @@ class Windows:
             return
         for save, fill in itertools.product(saves, fills):
             yield _window(life, first, last, fill, save)
-
-    def near(
-        self,
-        life: Life,
-        first: int,
-        last: int,
-        *,
-        free_from: int,
-        free_until: int,
-        start: int,
-        done: int,
-    ) -> Window | None:
-        """A window as near as may be to one that was asked for; None if there is none.
-
-        Args:
-          free_from, free_until: as in `of_run`.
-          start, done: where the prefetch should start and the eviction be done; of no
-            meaning where there is none.
-        """
-        fill = save = None
-        if life.uses[first].reads:
-            span = self._prefetch_span(life, first, free_from)
-            if span is None:
-                return None
-            fill = next(self._prefetches(life, span, [min(start, span[1])]))
-        if life.needs_eviction(first, last):
-            span = self._eviction_span(life, first, last, free_until)
-            if span is None:
-                return None
-            save = next(self._evictions(life, span, [done]))
-        elif life.uses[last].end > free_until:
-            return None
-        return _window(life, first, last, fill, save)
-
-    def retimed(
-        self,
-        life: Life,
-        first: int,
-        last: int,
-        *,
-        free_from: int,
-        free_until: int,
-        prefetch: QueuedCopy | None,
-        eviction: QueuedCopy | None,
-    ) -> Iterator[Window]:
-        """Windows with one of a stay's copies moved, by all sensible distances."""
-        if prefetch is not None:
-            span = self._prefetch_span(life, first, free_from)
-            starts = (span[1] - distance for distance in _DISTANCES)
-            for fill in self._prefetches(life, span, starts):
-                yield _window(life, first, last, fill, eviction)
-        if eviction is not None:
-            span = self._eviction_span(life, first, last, free_until)
-            dones = (span[1] + distance for distance in _DISTANCES)
-            for save in self._evictions(life, span, (*dones, span[2])):
-                yield _window(life, first, last, prefetch, save)
 
     def _prefetch_span(
         self, life: Life, first: int, free_from: int
