@@ -9,7 +9,7 @@ import toy_problems
 from jax_malloc import board as board_lib
 from jax_malloc import validator
 from jax_malloc.mapping import Mapping
-from jax_malloc.solvers import annealing, hybrid, milp, muzero
+from jax_malloc.solvers import hybrid, milp, muzero
 from jax_malloc.solvers.uses import lives
 
 
@@ -62,7 +62,7 @@ def test_a_deadline_that_is_over_leaves_everything_in_slow_memory(problem):
 
 def test_the_hybrid_searches_from_what_the_agent_proposes(problem, monkeypatch):
     """The search is given the agent's mappings beside the best of the others."""
-    best = annealing.solve(problem, steps=2000)
+    best = hybrid.solve(problem)
     asked = []
 
     def search(problem, mappings, **options):

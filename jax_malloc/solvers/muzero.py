@@ -124,7 +124,7 @@ def play(
     if changes:
         mapping = search(
             problem,
-            proposal.mappings,
+            sorted(proposal.mappings, key=lambda m: problem.evaluate(m).latency_s),
             seed=seed,
             deadline_s=deadline_s,
             guide=proposal.guide,

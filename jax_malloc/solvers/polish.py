@@ -73,7 +73,7 @@ def search(
 
     The first half of the time goes to all of them alike, the rest to the best then:
     which one it is shows late, for each leads somewhere else. With little time only the
-    fastest are searched from.
+    first is searched from, and the fastest of the others.
 
     Args:
       mappings: at least one, valid.
@@ -83,10 +83,13 @@ def search(
       target_s: a latency at which it may stop.
       guide: what the search tries first.
     """
-    unlike = list({m.segments: m for m in mappings}.values())
-    unlike.sort(key=lambda m: problem.evaluate(m).latency_s)
-    if deadline_s is not None:
-        unlike = unlike[: affordable_searches(problem, deadline_s)]
+
+    def latency_s(mapping: Mapping) -> float:
+        return problem.evaluate(mapping).latency_s
+
+    first, *others = {m.segments: m for m in mappings}.values()
+    unlike = [first, *sorted(others, key=latency_s)]
+    unlike = unlike[: affordable_searches(problem, deadline_s)]
     searched = list(unlike)
     number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
     steps = _SEARCHED_USES // max(len(problem.access_op), 1)
@@ -107,8 +110,9 @@ def search(
         for i, mapping in enumerate(unlike):
             share = first_share / (number - first_share * i)
             searched[i] = part(mapping, seed, share, first_share / number)
-    best = min(searched, key=lambda m: problem.evaluate(m).latency_s)
-    return part(best, seed + 1, 1.0, 1.0 - first_share)
+    best = min(searched, key=latency_s)
+    best = part(best, seed + 1, 1.0, 1.0 - first_share)
+    return min([best, *others], key=latency_s)
 
 
 def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
