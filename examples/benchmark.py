@@ -32,7 +32,7 @@ import benchmark_table
 import corpus
 import jax_malloc
 import json_lines
-from benchmark_runs import LOWER_BOUND, Failure, Job, Run
+from benchmark_runs import FINETUNED, LOWER_BOUND, Failure, Job, Run
 from hwmodel import presets
 from jax_malloc.solvers import SOLVERS
 from jax_malloc.viz import extra
@@ -55,12 +55,13 @@ _PRESSURED_ONLY = flags.DEFINE_bool(
 _SOLVERS = flags.DEFINE_list(
     "solvers",
     ["xla_msa", "greedy", "milp", "annealing", "muzero", "hybrid", LOWER_BOUND],
-    f"To run; {LOWER_BOUND} adds the bound of linear programming.",
+    f"To run; {LOWER_BOUND} adds the bound of linear programming, {FINETUNED} the "
+    "hybrid with an agent that is trained on the program.",
 )
 flags.register_validator(
     "solvers",
-    lambda names: bool(names) and set(names) <= {*SOLVERS, LOWER_BOUND},
-    message=f"choose from {', '.join(SOLVERS)}, {LOWER_BOUND}",
+    lambda names: bool(names) and set(names) <= {*SOLVERS, LOWER_BOUND, FINETUNED},
+    message=f"choose from {', '.join(SOLVERS)}, {LOWER_BOUND}, {FINETUNED}",
 )
 _ACCELERATORS = flags.DEFINE_list(
     "accelerators",
@@ -72,6 +73,12 @@ _FAST_MEMORY_MIB = flags.DEFINE_list(
 )
 _TIME_LIMITS_S = flags.DEFINE_list(
     "time_limits_s", ["10"], "Seconds that a solver has; none lets it finish."
+)
+_FINETUNE_S = flags.DEFINE_float(
+    "finetune_s",
+    120.0,
+    f"Seconds of training in a {FINETUNED} run, beside the time limit.",
+    0.0,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the solvers' random choices.")
 _JOBS = flags.DEFINE_integer(
@@ -129,6 +136,7 @@ def jobs_asked_for() -> list[Job]:
                     time_limit_s=limit_s,
                     seed=seed,
                     label=_LABEL.value,
+                    finetune_s=_FINETUNE_S.value,
                 )
                 if seed == seeds[0] or not _is_seedless(solver):
                     jobs.append(job)

@@ -5,7 +5,8 @@
                                 +---> a new process, where one died
 
 A worker makes a run twice where the first was cold: the solver's first in this process,
-or one that compiled. Both times are kept; the latency is that of the second.
+or one that compiled. Both times are kept; the latency is that of the second. Training
+on a program compiles by its nature and is done once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from hwmodel.accelerator import Accelerator
 from jax_malloc import generate, validator
 from jax_malloc import problem as problem_lib
 from jax_malloc.problem import Problem
-from jax_malloc.solvers import SOLVERS, milp
+from jax_malloc.solvers import SOLVERS, finetuned, milp
 
 # In the place of a solver: the bound that linear programming proves.
 LOWER_BOUND = "lower_bound"
-_WITH_WEIGHTS = ("muzero", "finetuned", "hybrid")  # solvers that the agent is part of
+# And the hybrid, improved by an agent that is trained on the program: what
+# `jax_malloc.solve` does if asked for `finetune_s`.
+FINETUNED = "finetuned"
+_WITH_WEIGHTS = ("muzero", FINETUNED, "hybrid")  # solvers that the agent is part of
 _COMPILE_EVENTS = "/jax/core/compile/"
 _COLD_SHARE = 0.02  # of its time spent compiling makes a run a cold one
 _MOST_REPEATS = 2  # of a cold run
@@ -87,7 +91,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run to be made; fields as of `Run`."""
+    """One run to be made; fields as of `Run`.
+
+    finetune_s: seconds of training, of a finetuned run; the time limit is the hybrid's.
+    """
 
     source: Source
     accelerator: Accelerator
@@ -95,6 +102,7 @@ class Job:
     time_limit_s: float | None
     seed: int
     label: str = ""
+    finetune_s: float = 0.0
 
     @property
     def settings(self) -> dict[str, str]:
@@ -107,6 +115,8 @@ class Job:
         }
         if self.solver in _WITH_WEIGHTS:
             settings["weights"] = _weights_digest()
+        if self.solver == FINETUNED:
+            settings["finetune_s"] = f"{self.finetune_s:g}"
         return settings
 
     @property
@@ -153,7 +163,7 @@ def execute(job: Job) -> Run:
             wall_s = time.monotonic() - start_s
         is_cold = job.solver not in _warm or sum(compile_s) > _COLD_SHARE * wall_s
         _warm.add(job.solver)
-        if not is_cold:
+        if not is_cold or job.solver == FINETUNED:  # training always compiles
             break
         cold_s = wall_s if cold_s is None else cold_s
     program = prepared.problem.program
@@ -250,7 +260,12 @@ def _latency_s(job: Job, problem: Problem) -> float:
         return milp.lower_bound_s(problem, time_limit_s=job.time_limit_s)
     limit_s = job.time_limit_s
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
-    mapping = SOLVERS[job.solver](problem, seed=job.seed, deadline_s=deadline_s)
+    solver = "hybrid" if job.solver == FINETUNED else job.solver
+    mapping = SOLVERS[solver](problem, seed=job.seed, deadline_s=deadline_s)
+    if job.solver == FINETUNED:
+        mapping = finetuned.improve(
+            problem, mapping, seed=job.seed, finetune_s=job.finetune_s
+        )
     violations = validator.find_violations(problem, mapping)
     if violations:
         raise RuntimeError(

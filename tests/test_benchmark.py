@@ -415,3 +415,29 @@ def test_runs_made_otherwise_have_other_keys():
     ]
     assert len({job.key, run.key, *(other.key for other in others)}) == 8
     assert "weights" in others[3].settings
+
+
+def test_a_finetuned_run_trains_once_and_says_how_long(
+    benchmark, tmp_path, monkeypatch
+):
+    trained = []
+
+    def improve(problem, mapping, *, seed, finetune_s):
+        trained.append((problem.program.name, mapping, seed, finetune_s))
+        return mapping
+
+    monkeypatch.setattr(benchmark_runs.finetuned, "improve", improve)
+    asked = ("--programs=generated:0:12", "--solvers=hybrid,finetuned", "--noplots")
+    code, printed = benchmark(*asked, "--time_limits_s=0.5", "--finetune_s=3")
+    assert code is None, printed
+    ((program, mapping, seed, seconds),) = trained
+    assert (program, seed, seconds) == ("generated:0:12", 0, 3.0)
+    assert mapping.segments
+    hybrid, run = json_lines.read(tmp_path / "out" / "runs.jsonl", Run)
+    assert run.settings == {**hybrid.settings, "finetune_s": "3"}
+    mean = cells(printed, "geometric mean, all 1")
+    assert mean["finetuned"] == mean["hybrid"]
+    # Longer training is another run; the hybrid's is the same.
+    code, printed = benchmark(*asked, "--time_limits_s=0.5", "--finetune_s=4")
+    assert "2 runs, 1 of them in" in printed
+    assert len(trained) == 2
