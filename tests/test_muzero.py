@@ -9,7 +9,7 @@ import toy_problems
 from jax_malloc import board as board_lib
 from jax_malloc import validator
 from jax_malloc.mapping import Mapping
-from jax_malloc.solvers import hybrid, milp, muzero
+from jax_malloc.solvers import greedy, hybrid, milp, muzero
 from jax_malloc.solvers.uses import lives
 
 
@@ -91,6 +91,21 @@ def test_no_linear_program_is_begun_that_cannot_end(problem, monkeypatch):
     mapping = hybrid.solve(problem, deadline_s=limit_s)
     assert latency_of(problem, mapping) < problem.all_slow_latency_s
     with pytest.raises(AssertionError, match="was asked"):
+        hybrid.solve(problem, deadline_s=time.monotonic() + 60)
+
+
+def test_where_one_search_takes_all_the_time_no_other_part_is_asked(
+    problem, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(milp, "solve_and_bound", refuse)
+    monkeypatch.setattr(muzero, "propose", refuse)
+    best_s = latency_of(problem, greedy.solve(problem))
+    mapping = hybrid.solve(problem, deadline_s=time.monotonic() + 0.15)
+    assert latency_of(problem, mapping) <= best_s
+    with pytest.raises(AssertionError, match="asked"):
         hybrid.solve(problem, deadline_s=time.monotonic() + 60)
 
 

@@ -12,7 +12,13 @@ from jax_malloc.generate.draft import Draft
 from jax_malloc.mapping import Copy, Direction, Mapping, Segment
 from jax_malloc.solvers import greedy
 from jax_malloc.solvers.allocation import Allocation
-from jax_malloc.solvers.polish import drop_losers, polish, retime, search
+from jax_malloc.solvers.polish import (
+    affordable_searches,
+    drop_losers,
+    polish,
+    retime,
+    search,
+)
 from jax_malloc.solvers.ruin_recreate import RuinRecreate
 from jax_malloc.solvers.worth import Worth
 
@@ -182,3 +188,15 @@ def test_a_guide_changes_what_comes_first():
         assert mapping.segments_of(favourite)
         (other,) = set(made) - {favourite}
         assert not mapping.segments_of(other)
+
+
+def test_how_many_searches_there_is_time_for():
+    problem = toy_problems.random_problem(6, num_ops=40, pressure=3.0)
+    assert affordable_searches(problem, None) > 1000
+    assert affordable_searches(problem, time.monotonic() - 1) == 1
+    counts = [
+        affordable_searches(problem, time.monotonic() + left_s)
+        for left_s in (0.1, 1.0, 10.0, 100.0)
+    ]
+    assert counts == sorted(counts)
+    assert counts[-1] > 10 * counts[0]
