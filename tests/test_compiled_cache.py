@@ -15,7 +15,7 @@ def test_only_what_is_older_than_a_source_is_dropped(tmp_path):
     for name, changed in (("a.py", 50), ("b.py", 200)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (changed, changed))
-    drop_stale(tmp_path)
+    drop_stale(kept, tmp_path.glob("*.py"))
     assert sorted(path.name for path in kept.iterdir()) == [
         "a.pyc",
         "b.g-2.py311.1.nbc",
@@ -24,5 +24,5 @@ def test_only_what_is_older_than_a_source_is_dropped(tmp_path):
 
 def test_a_directory_without_machine_code_is_left_alone(tmp_path):
     (tmp_path / "a.py").touch()
-    drop_stale(tmp_path)
+    drop_stale(tmp_path / "none", [tmp_path / "a.py"])
     assert [path.name for path in tmp_path.iterdir()] == ["a.py"]

@@ -1,5 +1,6 @@
 """Mappings with a known flaw, and what must hold for all of them."""
 
+import dataclasses
 import time
 
 import pytest
@@ -162,6 +163,20 @@ def test_a_search_from_several_mappings_is_no_slower_than_any():
     assert latency_of(problem, found) <= min(latency_of(problem, m) for m in starts)
     again = search(problem, starts, seed=0, deadline_s=None)
     assert again == found
+
+
+def test_of_two_mappings_that_differ_in_copies_alone_the_faster_counts():
+    problem = toy_problems.problem("weight_reused")
+    fast = greedy.solve(problem)
+    copies = list(fast.copies)
+    k = next(i for i, c in enumerate(copies) if c.start < c.done)
+    copies[k] = dataclasses.replace(copies[k], start=copies[k].done)
+    slow = Mapping(fast.segments, tuple(copies))
+    assert latency_of(problem, slow) > latency_of(problem, fast)
+    for deadline_s in (None, time.monotonic()):
+        for mappings in ([fast, slow], [slow, fast]):
+            found = search(problem, mappings, seed=0, deadline_s=deadline_s)
+            assert latency_of(problem, found) <= latency_of(problem, fast)
 
 
 def test_a_search_ends_in_time():

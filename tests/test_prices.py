@@ -8,11 +8,11 @@ import toy_problems
 from toy_problems import KIB
 
 from jax_malloc import board as board_lib
-from jax_malloc import observation
+from jax_malloc import observation, validator
 from jax_malloc.compiled import annealing, prices
 from jax_malloc.compiled.tables import neighbours, tables
 from jax_malloc.generate.draft import Draft
-from jax_malloc.solvers import greedy, guides
+from jax_malloc.solvers import greedy, guides, hybrid
 
 SLOTS = 64
 
@@ -110,3 +110,15 @@ def test_a_guide_has_a_factor_for_every_use():
     slow_s = problem.all_slow_latency_s
     for m in (mapping, plain):
         assert problem.evaluate(m).latency_s <= slow_s
+
+
+def test_an_op_that_needs_all_of_fast_memory_for_itself():
+    draft = Draft("reserved")
+    machine = toy_problems.toy(fast_kib=8)
+    x = draft.parameter(KIB, "x")
+    (y,) = draft.op("a", [x], [KIB], scoped_bytes=machine.fast.capacity_bytes)
+    (z,) = draft.op("b", [y], [KIB])
+    problem = toy_problems.problem(draft.build([z]), machine)
+    mapping = hybrid.solve(problem)
+    assert validator.find_violations(problem, mapping) == []
+    assert problem.evaluate(mapping).latency_s <= problem.all_slow_latency_s

@@ -133,6 +133,7 @@ def _load_copy(size, units, begin, end, spare, taken, busy):
 @_jit
 def _iterate(t, saving, before, following, spare, copies):
     n, num_ops = len(t.op), len(t.floor)
+    capacity = max(t.capacity, 1)  # an op may need all of it for itself
     fast, kept, fetched = np.zeros(n), np.zeros(n), np.zeros(n)
     keep_cost, fetch_cost = np.zeros(n), np.zeros(n)
     keep, fetch = np.zeros(n), np.zeros(n)
@@ -144,7 +145,7 @@ def _iterate(t, saving, before, following, spare, copies):
     value, came = np.zeros((n, 3)), np.zeros((n, 3), np.int8)
     for step in range(_ITERATIONS):
         for op in range(num_ops):
-            space[op + 1] = space[op] + space_price[op] / t.capacity
+            space[op + 1] = space[op] + space_price[op] / capacity
             copying[op + 1] = copying[op] + copy_price[op] * t.careful_spare[op]
         weight = 1.0 / (_ITERATIONS - _FIRST) if step >= _FIRST else 0.0
         for i in range(n):
@@ -172,7 +173,7 @@ def _iterate(t, saving, before, following, spare, copies):
             now_taken += taken[op]
             now_busy += busy[op]
             latency = max(t.floor[op], t.base[op] + t.op_slow_time[op])
-            change = length * (_LEAST_OP + latency) * (now_taken / t.capacity - 1.0)
+            change = length * (_LEAST_OP + latency) * (now_taken / capacity - 1.0)
             space_price[op] = max(0.0, space_price[op] + change)
             # A copy that is not hidden costs its time: copying is never dearer.
             change = _COPY_STEP * length * (now_busy - 1.0)

@@ -7,7 +7,8 @@
     agent: a game, an order, and what to try first --+    then on the best
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
-that is it: to within as much, the result is never worse than any part. Linear
+that is it: to within as much, the result is never worse than any part in the time that
+it was given. Linear
 programming is left out where the time is too short for it, and all but greedy and the
 compiler's where there is time for one search only. The agent's mappings are
 searched from even where they are slower at first, for they lead elsewhere. The

@@ -47,7 +47,7 @@ _GAMES_SHARE = 0.3  # of the time until a deadline, for batches after the first
 # Games with simulations: a first one compiles for as long as this.
 _SIMULATIONS, _SEARCHED_GAMES = 16, 32
 _SEARCH_S = 25.0
-_SHORT = 384  # decisions of a program that is worth it
+_SHORT = 384  # decisions, and ops, of a program that is worth it
 # Changes without a deadline, a number and not a time, so that a seed repeats.
 _TRIES = 8_000
 _STEPS = 12_000_000  # tries x decisions at most
@@ -235,7 +235,8 @@ def _games(
         if is_over(limit_s):
             break
     left_s = np.inf if deadline_s is None else deadline_s - time.monotonic()
-    if simulations and n <= _SHORT and left_s > _SEARCH_S:
+    is_short = max(n, len(problem.program.ops)) <= _SHORT
+    if simulations and is_short and left_s > _SEARCH_S:
         found = _searched(agent, problem, seed)
         if best is None or found.saved > best.saved:
             best = found

@@ -87,9 +87,13 @@ def search(
     def latency_s(mapping: Mapping) -> float:
         return problem.evaluate(mapping).latency_s
 
-    first, *others = {m.segments: m for m in mappings}.values()
-    unlike = [first, *sorted(others, key=latency_s)]
-    unlike = unlike[: affordable_searches(problem, deadline_s)]
+    if is_over(deadline_s):
+        return min(mappings, key=latency_s)
+    first, *others = mappings
+    by_segments = {first.segments: first}
+    for mapping in sorted(others, key=latency_s):
+        by_segments.setdefault(mapping.segments, mapping)
+    unlike = list(by_segments.values())[: affordable_searches(problem, deadline_s)]
     searched = list(unlike)
     number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
     steps = _SEARCHED_USES // max(len(problem.access_op), 1)
@@ -112,7 +116,7 @@ def search(
             searched[i] = part(mapping, seed, share, first_share / number)
     best = min(searched, key=latency_s)
     best = part(best, seed + 1, 1.0, 1.0 - first_share)
-    return min([best, *others], key=latency_s)
+    return min([best, *mappings], key=latency_s)
 
 
 def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
