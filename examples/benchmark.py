@@ -13,6 +13,11 @@ work or with more --jobs than cores. Programs are of the corpus, unless their wo
 otherwise:
 
     resnet/*, zoo:unet/*, generated:SEED:NUM_OPS, dump.hlo.gz, program.json.gz
+
+Two names beside the solvers' can be in --solvers: lower_bound, which linear programming
+proves, and finetuned, which is `jax_malloc.solve(..., finetune_s=...)`: what the hybrid
+finds in its time limit, then improved by an agent that trains on that very program for
+--finetune_s more seconds. Whatever the training compiles is part of its time.
 """
 
 import itertools
@@ -34,6 +39,7 @@ import jax_malloc
 import json_lines
 from benchmark_runs import FINETUNED, LOWER_BOUND, Failure, Job, Run
 from hwmodel import presets
+from jax_malloc import planner
 from jax_malloc.solvers import SOLVERS
 from jax_malloc.viz import extra
 
@@ -56,7 +62,7 @@ _SOLVERS = flags.DEFINE_list(
     "solvers",
     ["xla_msa", "greedy", "milp", "annealing", "muzero", "hybrid", LOWER_BOUND],
     f"To run; {LOWER_BOUND} adds the bound of linear programming, {FINETUNED} the "
-    "hybrid with an agent that is trained on the program.",
+    "hybrid and then an agent that trains on the program for --finetune_s.",
 )
 flags.register_validator(
     "solvers",
@@ -77,7 +83,7 @@ _TIME_LIMITS_S = flags.DEFINE_list(
 _FINETUNE_S = flags.DEFINE_float(
     "finetune_s",
     120.0,
-    f"Seconds of training in a {FINETUNED} run, beside the time limit.",
+    f"Seconds of training in a {FINETUNED} run, on top of the time limit; 0 is none.",
     0.0,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the solvers' random choices.")
@@ -112,6 +118,7 @@ def jobs_asked_for() -> list[Job]:
     limits = [_limit_s(value) for value in _TIME_LIMITS_S.value]
     limits.sort(key=lambda s: (s is None, s))
     seeds = [int(seed) for seed in _SEEDS.value]
+    planner.check_finetune_s(_FINETUNE_S.value, "hybrid")
     if not limits or not seeds:
         raise ValueError("--time_limits_s and --seeds need a value each.")
     jobs = []

@@ -84,6 +84,12 @@ class Run:
         return self.working_set_bytes > self.usable_bytes
 
     @property
+    def finetune_s(self) -> float | None:
+        """Seconds of training in a finetuned run; None in others."""
+        seconds = self.settings.get("finetune_s")
+        return None if seconds is None else float(seconds)
+
+    @property
     def key(self) -> tuple:
         """What must be the same for the run not to be made again."""
         return _key(self)
@@ -262,7 +268,7 @@ def _latency_s(job: Job, problem: Problem) -> float:
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
     solver = "hybrid" if job.solver == FINETUNED else job.solver
     mapping = SOLVERS[solver](problem, seed=job.seed, deadline_s=deadline_s)
-    if job.solver == FINETUNED:
+    if job.solver == FINETUNED and job.finetune_s:
         mapping = finetuned.improve(
             problem, mapping, seed=job.seed, finetune_s=job.finetune_s
         )

@@ -9,7 +9,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from benchmark_runs import LOWER_BOUND, Run
+from benchmark_runs import FINETUNED, LOWER_BOUND, Run
 from results_table import geometric_mean, markdown_table
 
 # A program counts towards the gap closed if the best mapping known is so much better
@@ -108,7 +108,7 @@ def markdown(runs: Sequence[Run]) -> str:
     for setting, cells in by_setting(runs).items():
         if solvers_of(cells):
             parts += [f"### {describe(setting)}", _markdown_table(cells, best)]
-    return "\n\n".join([_LEGEND, *parts]) + "\n"
+    return "\n\n".join([_legend(runs), *parts]) + "\n"
 
 
 def describe(setting: Setting) -> str:
@@ -126,6 +126,18 @@ _LEGEND = (
     f"programs where that is {_LEAST_GAP:.1%} or more. Seconds are measured, by the "
     "wall clock; a cold run imports or compiles what later ones find."
 )
+
+
+def _legend(runs: Iterable[Run]) -> str:
+    """What the tables show, with the seconds of training where there was any."""
+    seconds = sorted({run.finetune_s for run in runs if run.finetune_s is not None})
+    if not seconds:
+        return _LEGEND
+    return (
+        f"{_LEGEND} {FINETUNED.capitalize()} is the hybrid in the time limit and then "
+        f"an agent that trains on the very program, for "
+        f"{' or '.join(f'{s:g}' for s in seconds)} s more."
+    )
 
 
 def _markdown_table(cells: Cells, best: Mapping[tuple[str, str, int], float]) -> str:
@@ -196,7 +208,7 @@ def comma_separated(runs: Sequence[Run]) -> str:
     out = io.StringIO()
     fields = ("program", "topology", "accelerator", "fast_bytes", "usable_bytes")
     fields += ("working_set_bytes", "ops", "accesses", "solver", "time_limit_s")
-    fields += ("all_slow_s", "greedy_s", "xla_s")
+    fields += ("finetune_s", "all_slow_s", "greedy_s", "xla_s")
     writer = csv.writer(out, lineterminator="\n")
     mine = ("seeds", "ratio", "lowest", "highest", "wall_s", "cold_s")
     writer.writerow([*fields, *mine])

@@ -219,6 +219,7 @@ def test_sizes_of_fast_memory_and_pressure(benchmark, tmp_path):
         (["--programs=nonesuch"], "no program is called 'nonesuch'"),
         (["--programs=generated:1"], "expected generated:SEED:NUM_OPS"),
         ([PROGRAMS, "--accelerators=tpu_v99"], "tpu_v99"),
+        ([PROGRAMS, "--finetune_s=inf"], "finetune_s is inf; expected seconds >= 0"),
     ],
 )
 def test_what_does_not_exist_is_refused(benchmark, args, message):
@@ -441,3 +442,48 @@ def test_a_finetuned_run_trains_once_and_says_how_long(
     code, printed = benchmark(*asked, "--time_limits_s=0.5", "--finetune_s=4")
     assert "2 runs, 1 of them in" in printed
     assert len(trained) == 2
+    assert "trains on the very program, for 4 s more" in printed
+
+
+def test_a_finetuned_run_without_training_is_the_hybrid(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark_runs.finetuned, "improve", None)
+    asked = ("--programs=generated:0:12", "--solvers=hybrid,finetuned", "--noplots")
+    code, printed = benchmark(*asked, "--time_limits_s=0.5", "--finetune_s=0")
+    assert code is None, printed
+    mean = cells(printed, "geometric mean, all 1")
+    assert mean["finetuned"] == mean["hybrid"]
+
+
+def test_a_finetuned_run_that_really_trains():
+    job = Job(
+        source=Source(name="generated:0:40", digest="x"),
+        accelerator=presets.get("tpu_v5e").replace(fast_capacity_bytes=32 * MIB),
+        solver="finetuned",
+        time_limit_s=0.5,
+        seed=0,
+        finetune_s=1.0,
+    )
+    # In a process of its own, where the run is its solver's first, and compiles.
+    (run,) = benchmark_runs.execute_all([job], 1)
+    assert isinstance(run, Run), run
+    assert run.key == job.key
+    assert run.finetune_s == 1.0
+    assert run.latency_s <= run.greedy_s * (1 + 1e-9)
+    assert run.wall_s >= 1.0  # the training alone
+    assert run.cold_s is None  # it was not made again
+
+
+def test_the_table_says_what_finetuned_is():
+    runs = [
+        made("a", "greedy", 10.0),
+        made("a", "hybrid", 8.0),
+        made("a", "finetuned", 7.0, wall_s=131.0, settings={"finetune_s": "120"}),
+    ]
+    text = benchmark_table.markdown(runs)
+    assert cells(text, "a")["finetuned"] == "0.7000"
+    assert cells(text, "gap closed")["finetuned"] == "100%"
+    assert cells(text, "seconds, median")["finetuned"] == "131.00"
+    assert "trains on the very program, for 120 s more." in text
+    assert "the very program" not in benchmark_table.markdown(runs[:2])
+    rows = csv.DictReader(io.StringIO(benchmark_table.comma_separated(runs)))
+    assert [row["finetune_s"] for row in rows] == ["", "", "120.0"]
