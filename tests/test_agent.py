@@ -384,12 +384,15 @@ def test_updates_fit_the_replayed_games():
     assert after["reward_loss"] < 0.9 * before["reward_loss"]
 
 
-def test_a_demonstrated_game_is_the_one_that_was_given():
+@pytest.mark.parametrize("num_simulations", [0, 2])
+def test_a_demonstrated_game_is_the_one_that_was_given(num_simulations):
     network, params = agent()
     (lesson,) = lesson_lib.prepare(lessons([1]))
     n = int(lesson.board.num_accesses)
     actions = np.random.default_rng(0).integers(0, 3, n).astype(np.int32)
-    rows = self_play.demonstrate(network, params, [lesson], [actions])
+    rows = self_play.demonstrate(
+        network, params, [lesson], [actions], num_simulations=num_simulations
+    )
     moves = replay.play(
         lesson.board, np.pad(actions, (0, lesson.length - n)), slots=lesson.slots
     )
@@ -397,6 +400,26 @@ def test_a_demonstrated_game_is_the_one_that_was_given():
     np.testing.assert_array_equal(rows.policy.argmax(axis=1), rows.action)
     lost = float(lesson.outlook.saving.sum() - np.asarray(moves.reward).sum())
     assert rows.value[0] == pytest.approx(-lost / lesson.scale, rel=1e-4)
+
+
+@pytest.mark.parametrize(("problems", "times"), [([1], 1), ([1, 2], 2)])
+def test_the_demonstration_of_an_only_problem_is_shown_once(
+    monkeypatch, problems, times
+):
+    shown = []
+
+    def demonstrate(*args, **options):
+        shown.append(options["num_simulations"])
+        return demonstrate_games(*args, **options)
+
+    demonstrate_games = self_play.demonstrate
+    monkeypatch.setattr(self_play, "demonstrate", demonstrate)
+    network, _ = agent()
+    only = trainer.Trainer(CONFIG, network, lessons(problems))
+    for share in (0.0, 0.5):
+        only.iterate(share)
+    searched = CONFIG.num_simulations if len(problems) == 1 else 0
+    assert shown == [searched] * times
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 from jax_malloc.agent import parallel
 from jax_malloc.agent.checkpoint import Agent
 from jax_malloc.agent.config import TrainConfig
-from jax_malloc.agent.trainer import Trainer
+from jax_malloc.agent.trainer import Trainer, starting_from
 from jax_malloc.problem import Problem
 
 
@@ -27,7 +27,8 @@ def finetune(agent: Agent, problem: Problem, *, seconds: float, seed: int = 0) -
     Args:
       agent: to begin with; it is not changed.
       problem: to train on. A problem without decisions gives the agent back.
-      seconds: wall-clock, of which compiling a new program size takes some.
+      seconds: wall-clock, of which compiling a new program size takes some: about 20 on
+        one core, a few where JAX has kept it in `JAX_COMPILATION_CACHE_DIR`.
       seed: of games and updates. Repeats only as far as the clock allows.
     """
     config = TrainConfig(
@@ -45,8 +46,8 @@ def finetune(agent: Agent, problem: Problem, *, seconds: float, seed: int = 0) -
     if not problem.eligible[problem.access_buffer].any():
         return agent
     began_s = time.monotonic()
-    trainer = Trainer(config, agent.network, [problem])
-    trainer.state = trainer.state._replace(params=agent.params)
+    state = starting_from(agent.params)
+    trainer = Trainer(config, agent.network, [problem], state=state)
     while True:
         share = (time.monotonic() - began_s) / max(seconds, 1e-9)
         trainer.iterate(min(share, 1.0))

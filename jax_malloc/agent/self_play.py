@@ -56,7 +56,7 @@ def play(
         params,
         lessons,
         seed,
-        actions=None,
+        actions=np.full((len(lessons), lessons[0].length), -1, np.int32),
         num_simulations=config.num_simulations,
     )
     rows, lost = _positions(config.trace, games, lessons)
@@ -68,8 +68,15 @@ def demonstrate(
     params: dict,
     lessons: Sequence[Lesson],
     actions: Sequence[np.ndarray],
+    *,
+    num_simulations: int = 0,
 ) -> Positions:
-    """Given games, one `[n]` string of actions per lesson, as training data."""
+    """Given games, one `[n]` string of actions per lesson, as training data.
+
+    Args:
+      num_simulations: makes no difference to what is learnt; that of as many games of
+        self-play saves compiling.
+    """
     length = lessons[0].length
     padded = np.stack([np.pad(a, (0, length - len(a))) for a in actions])
     games = _roll(
@@ -78,7 +85,7 @@ def demonstrate(
         lessons,
         0,
         actions=padded.astype(np.int32),
-        num_simulations=0,
+        num_simulations=num_simulations,
     )
     taken = jax.nn.one_hot(games.moves.action, games.policy.shape[-1])
     policy = _CERTAINTY * taken + (1 - _CERTAINTY) / games.policy.shape[-1]

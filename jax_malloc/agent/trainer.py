@@ -79,6 +79,7 @@ class Trainer:
             path = os.path.join(run_dir, f"demonstrations.{jax.process_index()}.npz")
         found = demonstrations.find(every, path, report=prepared)
         self._demonstrations = {id(x): a for x, a in zip(every, found, strict=True)}
+        self._is_alone = len(every) == 1
 
     def iterate(self, share: float) -> dict[str, float]:
         """One batch of games and the updates that it pays for.
@@ -132,10 +133,19 @@ class Trainer:
 
     def _show(self, group: list[Lesson], params: dict) -> None:
         """Adds some of a group's demonstrations to those to learn from."""
-        number = max(1, self._config.num_games // 4)
+        number, simulations = max(1, self._config.num_games // 4), 0
+        if self._is_alone:
+            if len(self._shown):
+                return  # it would be the same game again
+            # As many as self-play plays, and as it does: that has been compiled.
+            number, simulations = self._config.num_games, self._config.num_simulations
         chosen = [group[k] for k in self._rng.integers(0, len(group), number)]
         actions = [self._demonstrations[id(x)] for x in chosen]
-        self._shown.add(self_play.demonstrate(self._network, params, chosen, actions))
+        self._shown.add(
+            self_play.demonstrate(
+                self._network, params, chosen, actions, num_simulations=simulations
+            )
+        )
 
     def _sample(self, demonstrated: float) -> Batch:
         """This process's part of the batches, `[U, R, ...]`."""
@@ -162,6 +172,12 @@ def fresh(config: TrainConfig, network: MuZeroNetwork) -> TrainState:
         jnp.zeros((1, observation.size())),
         jnp.zeros(1, jnp.int32),
     )
-    opt_state = learner.optimizer().init(params)
+    return starting_from(params)
+
+
+def starting_from(params: dict) -> TrainState:
+    """The state of a run that begins with these parameters."""
+    # As one program: by itself, each array would be compiled.
+    opt_state = jax.jit(learner.optimizer().init)(params)
     params, opt_state = parallel.own_copy((params, opt_state))
     return TrainState(params, opt_state, 0, 0, 0.0, float("inf"))
