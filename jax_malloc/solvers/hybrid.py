@@ -8,11 +8,11 @@
 
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
 that is it: to within as much, the result is never worse than any part in the time that
-it was given. Linear
-programming is left out where the time is too short for it, and all but greedy and the
-compiler's where there is time for one search only. The agent's mappings are
-searched from even where they are slower at first, for they lead elsewhere. The
-compiler's mapping has no offsets in HLO text; it is packed anew as far as it fits.
+it was given. Linear programming is left out where the time is too short for it, and all
+but greedy and the compiler's where there is time for one search only. The search begins
+from greedy's mapping unless another is clearly faster, and from the agent's even where
+they are slower at first, for they lead elsewhere. The compiler's mapping has no offsets
+in HLO text; it is packed anew as far as it fits.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _LINEAR_SHARE = 0.3  # of what is left then
 _LINEAR_S_PER_ACCESS = 3e-3  # in less than this it hardly ever finds anything
 _AGENT_SHARE = 0.25  # and then
 _GOOD_ENOUGH = 1e-4
+# Times greedy's latency: from what is hardly faster a search mostly gets less far.
 _CLEARLY_FASTER = 0.995
 
 
@@ -53,10 +54,10 @@ def solve(
     def latency_s(mapping: Mapping) -> float:
         return problem.evaluate(mapping).latency_s
 
-    def polished() -> list[Mapping]:
-        return [polish(problem, m, deadline_s=deadline_s) for m in candidates]
+    def polished(mapping: Mapping) -> Mapping:
+        return polish(problem, mapping, deadline_s=deadline_s)
 
-    plain, *others = polished()
+    plain, *others = map(polished, candidates)
     best = min([plain, *others], key=latency_s)
     if is_over(deadline_s):
         return best
@@ -69,12 +70,10 @@ def solve(
             known_s=latency_s(best),
         )
         target_s = bound_s * (1 + _GOOD_ENOUGH)
-        candidates = [best, planned]
         if latency_s(best) > target_s:
-            best = min(polished(), key=latency_s)
+            best = min([best, polished(planned)], key=latency_s)
         if latency_s(best) <= target_s or is_over(deadline_s):
             return best
-    # From greedy's a search mostly gets further than from what is hardly faster.
     is_clear = latency_s(best) < _CLEARLY_FASTER * latency_s(plain)
     proposal = muzero.Proposal([], None)
     if affordable_searches(problem, deadline_s) > 1:
