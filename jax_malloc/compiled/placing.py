@@ -128,23 +128,20 @@ def place(
 ) -> bool:
     """Puts slow uses into fast memory, paying or not, with copies near boundaries."""
     free_from, free_until = _free_span(p, s, b, first, last)
-    fills = np.empty(1, np.int64)
-    saves = np.empty((1, 2), np.int64)
-    fills[0] = saves[0, 0] = -1
+    fill = save = saved = -1
     if p.uses[first, READS]:
         earliest, due = _prefetch_span(p, b, first, free_from)
         if due < 0:
             return False
-        fills[0] = _prefetch_near(p, b, earliest, min(start, due))
+        fill = _prefetch_near(p, b, earliest, min(start, due))
     if needs_eviction(p, b, first, last):
-        begin, earliest, latest = _eviction_span(p, b, first, last, free_until)
-        if begin < 0:
+        save, earliest, latest = _eviction_span(p, b, first, last, free_until)
+        if save < 0:
             return False
-        saves[0, 0] = begin
-        saves[0, 1] = _eviction_near(p, b, earliest, latest, done)
+        saved = _eviction_near(p, b, earliest, latest, done)
     elif p.uses[last, USE_END] > free_until:
         return False
-    row = _row(p, b, first, last, fills[0], saves[0, 0], saves[0, 1])
+    row = _row(p, b, first, last, fill, save, saved)
     beside = sharing(p, s, b, first, last)
     row[OFFSET] = find(p, s, p.buffers[b, GRANULES], row[BEGIN], row[END], rule, beside)
     none = np.empty(0, np.int64)
@@ -205,7 +202,6 @@ def retime(p: Lives, s: State, row: int) -> bool:
             others[number] = old
             others[number, FILL] = _prefetch_near(p, b, earliest, due - distance)
             others[number, FILLED] = due
-            others[number, BEGIN] = others[number, FILL]
             number += 1
     if old[SAVE] >= 0:
         begin, earliest, latest = _eviction_span(p, b, first, last, free_until)
