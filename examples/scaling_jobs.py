@@ -193,7 +193,7 @@ def update(config: TrainConfig, network: MuZeroNetwork, rows: int) -> tuple[floa
         parallel.shard(mesh, random_rows(config, rows), axis=1),
         jnp.float32(config.learning_rate),
     )
-    compiled = learner.update.lower(config, network, *arguments).compile()
+    compiled = learner.update.lower(config, network, mesh, *arguments).compile()
     seconds = median_s(lambda: compiled(*arguments))
     return seconds / config.updates, compiled.as_text() or ""
 

@@ -17,6 +17,7 @@ from jax_malloc.agent import (
     evaluation,
     learner,
     memory,
+    parallel,
     reanalysis,
     rollout,
     search,
@@ -376,7 +377,13 @@ def test_updates_fit_the_replayed_games():
             lambda x: x.reshape(config.updates, config.batch, *x.shape[1:]), drawn
         )
         params, opt_state, parts = learner.update(
-            config, network, params, opt_state, batches, jnp.float32(3e-3)
+            config,
+            network,
+            parallel.own_devices(),
+            params,
+            opt_state,
+            batches,
+            jnp.float32(3e-3),
         )
         after = {k: float(v) for k, v in parts.items()}
         before = before or after

@@ -61,6 +61,7 @@ def update():
     params, _, _ = learner.update(
         config,
         network,
+        mesh,
         parallel.replicate(mesh, state.params),
         parallel.replicate(mesh, state.opt_state),
         parallel.shard(mesh, jax.tree.map(lambda x: x[:, mine], rows), axis=1),

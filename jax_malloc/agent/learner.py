@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from jax_malloc.agent.config import TrainConfig
 from jax_malloc.agent.memory import Batch
@@ -22,27 +24,46 @@ def optimizer() -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "network"))
+@functools.partial(jax.jit, static_argnames=("config", "network", "mesh"))
 def update(
     config: TrainConfig,
     network: MuZeroNetwork,
+    mesh: Mesh,
     params: dict,
     opt_state: optax.OptState,
     batches: Batch,
     learning_rate: jax.Array,
 ) -> tuple[dict, optax.OptState, dict[str, jax.Array]]:
-    """One gradient step per batch of `[U, R, ...]`, and the means of their losses."""
+    """One gradient step per batch of `[U, R, ...]`, and the means of their losses.
+
+    Args:
+      mesh: of one axis, over which the rows R are sharded; all else is replicated. Its
+        devices sum their gradients once per step, as one array: between hosts it is the
+        number of messages that counts.
+    """
+    (axis,) = mesh.axis_names
 
     def one(carry, batch):
         params, opt_state = carry
-        grads, parts = jax.grad(
-            lambda p: _loss(config, network, p, batch), has_aux=True
-        )(params)
+        # Of this device's rows alone; for replicated parameters, the transformation
+        # would sum the gradients itself, array by array.
+        own = jax.lax.pcast(params, axis, to="varying")
+        found = jax.grad(lambda p: _loss(config, network, p, batch), has_aux=True)(own)
+        flat, unravel = ravel_pytree(found)
+        grads, parts = unravel(jax.lax.pmean(flat, axis))
         change, opt_state = optimizer().update(grads, opt_state, params)
         change = jax.tree.map(lambda x: -learning_rate * x, change)
         return (optax.apply_updates(params, change), opt_state), parts
 
-    (params, opt_state), parts = jax.lax.scan(one, (params, opt_state), batches)
+    def steps(params, opt_state, batches):
+        return jax.lax.scan(one, (params, opt_state), batches)
+
+    (params, opt_state), parts = jax.shard_map(
+        steps,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, axis)),
+        out_specs=((PartitionSpec(), PartitionSpec()), PartitionSpec()),
+    )(params, opt_state, batches)
     return params, opt_state, jax.tree.map(jnp.mean, parts)
 
 

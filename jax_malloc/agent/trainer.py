@@ -108,6 +108,7 @@ class Trainer:
         params, opt_state, loss = learner.update(
             config,
             self._network,
+            self._mesh,
             parallel.replicate(self._mesh, self.state.params),
             parallel.replicate(self._mesh, self.state.opt_state),
             parallel.shard(self._mesh, self._sample(demonstrated), axis=1),
