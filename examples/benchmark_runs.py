@@ -199,7 +199,8 @@ def execute_all(jobs: Sequence[Job], processes: int) -> Iterator[Run | Failure]:
     """Makes runs as they come, those of one program one after another.
 
     Args:
-      processes: at a time, each of them spawned; 0 makes the runs in this one.
+      processes: at a time, each of them spawned, on cores of its own if there are
+        enough; 0 makes the runs in this one.
     """
     groups: dict[Source, list[Job]] = {}
     for job in jobs:
@@ -214,8 +215,8 @@ def execute_all(jobs: Sequence[Job], processes: int) -> Iterator[Run | Failure]:
     done: queue.SimpleQueue[Run | Failure] = queue.SimpleQueue()
     stopping = threading.Event()
     threads = [
-        threading.Thread(target=_work, args=(todo, done, stopping), daemon=True)
-        for _ in range(min(processes, len(groups)))
+        threading.Thread(target=_work, args=(todo, done, stopping, own), daemon=True)
+        for own in _shares_of_cores(min(processes, len(groups)))
     ]
     for thread in threads:
         thread.start()
@@ -305,8 +306,13 @@ def _work(
     todo: queue.SimpleQueue[list[Job]],
     done: queue.SimpleQueue[Run | Failure],
     stopping: threading.Event,
+    cores: set[int],
 ) -> None:
-    """Makes the runs of one program after another in a process of its own."""
+    """Makes the runs of one program after another in a process of its own.
+
+    Args:
+      cores: that it keeps to, so that solvers with threads do not take those of others.
+    """
     pool: concurrent.futures.Executor | None = None
 
     def in_process(job: Job) -> Run:
@@ -315,7 +321,8 @@ def _work(
             pool = concurrent.futures.ProcessPoolExecutor(
                 1,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_end_with_parent,
+                initializer=_begin,
+                initargs=(cores,),
             )
         return pool.submit(execute, job).result()
 
@@ -336,8 +343,23 @@ def _work(
         pool.shutdown()
 
 
-def _end_with_parent() -> None:
-    """Ends this process as soon as the one that started it is gone, even by a kill."""
+def _shares_of_cores(processes: int) -> list[set[int]]:
+    """Cores for each process; no cores, if there are fewer or nobody can say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * processes
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < processes:
+        return [set()] * processes
+    return [set(cores[i::processes]) for i in range(processes)]
+
+
+def _begin(cores: set[int]) -> None:
+    """Keeps this process to some cores, if any.
+
+    Ends it as soon as the one that started it is gone, even by a kill.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -29,6 +29,8 @@ from jax_malloc.compiled.stays import (
     FIRST,
     FIRST_USE,
     FREE,
+    FREE_FROM,
+    FREE_UNTIL,
     GRANULES,
     HOME,
     LAST,
@@ -406,7 +408,7 @@ def _eviction_near(p: Lives, b: int, earliest: int, latest: int, done: int) -> i
 @_jit
 def _free_span(p: Lives, s: State, b: int, first: int, last: int) -> tuple[int, int]:
     """Boundaries between which a buffer has no stay but those of these uses."""
-    free_from, free_until = 0, s.ops.shape[1]
+    free_from, free_until = p.buffers[b, FREE_FROM], p.buffers[b, FREE_UNTIL]
     for u in range(first - 1, p.buffers[b, FIRST_USE] - 1, -1):
         if s.stay_of[u] >= 0:
             free_from = s.stays[s.stay_of[u], END]

@@ -9,6 +9,7 @@ windows: each decision sees the prices of the whole.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from jax_malloc.compiled import kernels
 from jax_malloc.compiled.sight import Sight, look
 from jax_malloc.compiled.tables import COLUMNS, Floats, Ints, Tables
 from jax_malloc.game import NUM_ACTIONS
-from jax_malloc.solvers.games import is_over
 
 _EPSILON = 1e-6  # of flax.linen.LayerNorm
 _IMPOSSIBLE = -1e9  # the logit of what is not legal
@@ -48,7 +48,7 @@ def play(
     seed: int,
     deadline_s: float | None = None,
 ) -> Games | None:
-    """Plays one game per entry of `temperature`; None if they do not end in time.
+    """Plays one game per entry of `temperature`; None if they would not end in time.
 
     Args:
       agent: of which only the policy plays.
@@ -70,8 +70,13 @@ def play(
     # The matrices are small: threads would wait for each other most of the time.
     with threadpool_limits(1, "blas"):
         for i in range(n):
-            if i % _LOOK_AT_CLOCK == 0 and is_over(deadline_s):
-                return None
+            if i <= 1:
+                began_s = time.monotonic()  # the first move may compile
+            if deadline_s is not None and i % _LOOK_AT_CLOCK == 0:
+                now_s = time.monotonic()
+                left_s = (now_s - began_s) / i * (n - i) if i else 0.0
+                if now_s + left_s >= deadline_s:
+                    return None
             look(t, sight, games, i, seen, spare)
             logits = np.where(
                 seen[:, :NUM_ACTIONS] > 0, logits_of(params, seen), _IMPOSSIBLE

@@ -370,7 +370,8 @@ def blocking(s: State) -> Ints:
         for i in range(s.counts[COPIES + q] - 1, -1, -1):
             blocks = blocks or s.times[q, i, WAIT] > 0
             if blocks:
-                found[s.copies[q, i, ROW]] = True
+                if s.copies[q, i, ROW] >= 0:
+                    found[s.copies[q, i, ROW]] = True
                 # The queue was idle before: what is further ahead is not to blame.
                 before_s = s.times[q, i - 1, SERVED] if i else 0.0
                 if before_s < s.clock[s.copies[q, i, START]]:

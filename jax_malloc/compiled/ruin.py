@@ -22,10 +22,12 @@ from jax_malloc.compiled.stays import (
     BEGIN,
     BEST,
     BEST_TOP,
+    BUFFER,
     COPIES,
     DUE,
     END,
     FIRST_USE,
+    FROZEN,
     GRANULES,
     HIGHEST,
     LOWEST,
@@ -192,6 +194,10 @@ def _for_a_use(
     near = _near(s, begin, end)
     offset = _edge(p, s, rng, near, p.buffers[b, GRANULES], begin, end)
     rows = in_the_way(p, s, b, first, last, offset, begin, end)
+    for row in rows:
+        if s.stays[row, BUFFER] == FROZEN:
+            rows, begin, end = _around(s, rng, p.uses[use, USE_BEGIN])
+            return rows, begin, end, -1, -1
     if rng.random() < _MORE_RUINED:
         rest = np.empty(len(near), np.int64)
         number = 0
@@ -206,11 +212,13 @@ def _for_a_use(
 
 @_jit
 def _near(s: State, begin: int, end: int) -> Ints:
-    """Rows of the stays during ops `[begin, end)`."""
+    """Rows of the stays during ops `[begin, end)` that can be taken out."""
     rows = np.empty(s.counts[USED], np.int64)
     number = 0
     for i in range(s.counts[USED]):
         row = s.order[i]
+        if s.stays[row, BUFFER] == FROZEN:
+            continue
         if s.stays[row, BEGIN] < end and s.stays[row, END] > begin:
             rows[number] = row
             number += 1

@@ -25,8 +25,10 @@ Floats = NDArray[np.float64]
 # start, -1 where there is none; FILLED and SAVED: by when each must be over.
 BUFFER, FIRST, LAST, OFFSET, BEGIN, END, FILL, FILLED, SAVE, SAVED, TOP = range(11)
 STAY_COLUMNS = 11
+FROZEN = -1  # buffer of a stay that is there for good
 # Of buffers, uses, copies, and the rows of `State.ops` and of `Lives.model`.
-GRANULES, SIZE, HOME, STARTS_SLOW, ENDS_SLOW, FIRST_USE = range(6)
+GRANULES, SIZE, HOME, STARTS_SLOW, ENDS_SLOW = range(5)
+FIRST_USE, FREE_FROM, FREE_UNTIL = range(5, 8)
 USE_BEGIN, USE_END, READS, USE_BUFFER, LAST_WRITE = range(5)
 START, DONE, BYTES, IS_EVICTION, ROW, DUE = range(6)
 SECONDS, SERVED, WAIT = range(3)
@@ -44,7 +46,8 @@ class Lives(NamedTuple):
 
     capacity: `[T]` granules; flat: what they are if all are alike, else -1.
     model: `[3, T]` floor, base and slope of each op's time.
-    buffers: `[B + 1, 6]`; a buffer's uses end where those of the next begin.
+    buffers: `[B + 1, 8]`; a buffer's uses end where those of the next begin, and its
+      stays are between boundaries FREE_FROM and FREE_UNTIL.
     copy_s: `[B]` of one copy. uses: `[U, 5]`; LAST_WRITE is the last use up to this one
     that writes the buffer, -1 if none does.
     access_begin: `[U + 1]` into access_op and access_bytes.
@@ -80,10 +83,11 @@ class State(NamedTuple):
     """One allocation; arrays that change in place.
 
     ops: `[3, T]` bytes in slow memory, seconds, spare seconds. clock: `[T + 1]` spare
-    seconds before each boundary. stays: `[S, 11]`. stay_of: `[U]` rows. order: `[S]`
-    rows in use, by offset. free: `[S]` rows not in use. copies: `[Q, C, 6]` and times:
-    `[Q, C, 3]`, in the order of service; SERVED is on the clock. One queue, or one for
-    each direction. numbers: `[2]` seconds of ops and of stalls. counts: `[4]`.
+    seconds before each boundary. stays: `[S, 11]`; one whose BUFFER is FROZEN is never
+    taken out. stay_of: `[U]` rows. order: `[S]` rows in use, by offset. free: `[S]`
+    rows not in use. copies: `[Q, C, 6]` and times: `[Q, C, 3]`, in the order of
+    service; SERVED is on the clock. One queue, or one for each direction. numbers:
+    `[2]` seconds of ops and of stalls. counts: `[4]`.
     """
 
     ops: Floats
@@ -96,6 +100,11 @@ class State(NamedTuple):
     times: Floats
     numbers: Floats
     counts: Ints
+
+
+def copy(state: State) -> State:
+    """A state like this one, with arrays of its own."""
+    return State._make(array.copy() for array in state)
 
 
 @_jit

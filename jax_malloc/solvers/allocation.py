@@ -103,7 +103,7 @@ class Allocation:
 
     def save(self) -> State:
         """A snapshot for `restore`."""
-        return State._make(array.copy() for array in self.state)
+        return stays.copy(self.state)
 
     def restore(self, snapshot: State) -> None:
         """Back to what `save` saw; the snapshot can be used again."""
@@ -250,6 +250,8 @@ def _tables(problem: Problem, found: Sequence[Life]) -> stays.Lives:
                 life.starts_in_slow,
                 life.ends_in_slow,
                 len(uses),
+                0,
+                len(problem.program.ops),
             )
         )
         written = -1
@@ -260,7 +262,7 @@ def _tables(problem: Problem, found: Sequence[Life]) -> stays.Lives:
                 uses_at[t].append(len(uses))
             uses.append((use.begin, use.end, use.reads, i, written))
             accesses.append(use.accesses)
-    buffers.append((0, 0, 0, 0, 0, len(uses)))
+    buffers.append((0, 0, 0, 0, 0, len(uses), 0, 0))
     access_begin, access = _flat(accesses)
     over_begin, over = _flat(
         [[position[b] for b in life.written_over if b in position] for life in found]

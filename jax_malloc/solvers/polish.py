@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import math
 import sys
 import time
 from collections.abc import Sequence
 
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
+from jax_malloc.solvers import stretches
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over, share_of
 from jax_malloc.solvers.greedy import construct, join
@@ -20,9 +23,14 @@ _FILL_EXPONENT = 0.3  # the best single one of greedy's
 # Steps of a search without a deadline; a step costs more in a long program.
 _MIN_STEPS, _MAX_STEPS = 500, 8_000
 _SEARCHED_USES = 5_000_000
+# Of a long program, its stretches are searched first; then the whole, begun colder.
+_STRETCHES_SHARE, _COLD_SHARE = 0.7, 0.5
+_STEPS_IN_STRETCHES = 8  # for each of those on the whole, which take longer
 _FIRST_SHARE = 0.5  # of the time, for all mappings alike
-# A search that is shorter shows little; then fewer are begun.
-_WORTHWHILE_S, _WORTHWHILE_S_PER_ACCESS = 0.1, 1e-3
+# A search that is shorter shows little; then fewer are begun. A longer program needs
+# more steps, and each takes longer, until it is searched in stretches.
+_WORTHWHILE_S = 0.1
+_WORTHWHILE_S_PER_PAIR, _WORTHWHILE_S_PER_ACCESS = 1e-6, 3e-3
 
 
 def polish(
@@ -53,11 +61,41 @@ def polish(
     improve(allocation, worth, deadline_s=deadline_s)
     if steps != 0:
         guided = Worth(problem, allocation.lives, guide)
-        RuinRecreate(allocation, guided, seed).run(
-            steps, deadline_s, target_s, cooling(allocation.latency_s)
-        )
+        _ruin_and_recreate(allocation, guided, seed, steps, deadline_s, target_s)
         improve(allocation, worth, deadline_s=deadline_s)
     return allocation.to_mapping() if allocation.latency_s < before_s else mapping
+
+
+def _ruin_and_recreate(
+    allocation: Allocation,
+    worth: Worth,
+    seed: int,
+    steps: int | None,
+    deadline_s: float | None,
+    target_s: float,
+) -> None:
+    """The search on all of a program; of a long one, first on its stretches."""
+    search, cold = RuinRecreate(allocation, worth, seed), 0.0
+    temperature_s = cooling(allocation.latency_s)
+    if stretches.is_long(allocation.problem):
+        stretches.search(
+            allocation.tables,
+            search.values,
+            allocation.state,
+            seed,
+            number=stretches.number_of(allocation.problem),
+            steps=None if steps is None else steps * _STEPS_IN_STRETCHES,
+            deadline_s=share_of(deadline_s, _STRETCHES_SHARE),
+            target_s=target_s,
+            temperature_s=temperature_s,
+        )
+        cold = _COLD_SHARE
+    search.run(
+        steps,
+        deadline_s,
+        target_s,
+        lambda share: temperature_s(cold + (1 - cold) * share),
+    )
 
 
 def search(
@@ -94,28 +132,37 @@ def search(
     for mapping in sorted(others, key=latency_s):
         by_segments.setdefault(mapping.segments, mapping)
     unlike = list(by_segments.values())[: affordable_searches(problem, deadline_s)]
-    searched = list(unlike)
-    number, first_share = len(unlike), _FIRST_SHARE if len(unlike) > 1 else 0.0
-    steps = _SEARCHED_USES // max(len(problem.access_op), 1)
-    steps = min(max(steps, _MIN_STEPS), _MAX_STEPS)
+    all_steps = _SEARCHED_USES // max(len(problem.access_op), 1)
+    all_steps = min(max(all_steps, _MIN_STEPS), _MAX_STEPS)
+    # The stretches of a long program keep all cores busy.
+    threads = 1 if stretches.is_long(problem) else stretches.num_threads()
 
-    def part(mapping: Mapping, seed: int, share: float, of_steps: float) -> Mapping:
-        return polish(
-            problem,
-            mapping,
-            seed=seed,
-            deadline_s=share_of(deadline_s, share),
-            steps=round(of_steps * steps) if deadline_s is None else None,
-            target_s=target_s,
-            guide=guide,
-        )
+    def best_from(starts: Sequence[Mapping], share: float, seeds: Sequence[int]):
+        """The best of searches from all starts, in a share of the time that is left."""
+        end_s = share_of(deadline_s, share)
 
-    if first_share:
-        for i, mapping in enumerate(unlike):
-            share = first_share / (number - first_share * i)
-            searched[i] = part(mapping, seed, share, first_share / number)
-    best = min(searched, key=latency_s)
-    best = part(best, seed + 1, 1.0, 1.0 - first_share)
+        def searched(i: int) -> Mapping:
+            turns = math.ceil((len(starts) - i) / threads)
+            return polish(
+                problem,
+                starts[i],
+                seed=seeds[i],
+                deadline_s=share_of(end_s, 1 / turns),
+                steps=round(share * all_steps / len(starts)) if end_s is None else None,
+                target_s=target_s,
+                guide=guide,
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            return min(pool.map(searched, range(len(starts))), key=latency_s)
+
+    best = unlike[0]
+    if len(unlike) > 1:
+        best = best_from(unlike, _FIRST_SHARE, [seed] * len(unlike))
+    # Without a deadline one, so that the plan does not depend on the machine.
+    number = 1 if deadline_s is None else threads
+    rest = 1.0 - _FIRST_SHARE if deadline_s is None and len(unlike) > 1 else 1.0
+    best = best_from([best] * number, rest, range(seed + 1, seed + 1 + number))
     return min([best, *mappings], key=latency_s)
 
 
@@ -123,7 +170,8 @@ def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
     """From how many mappings a `search` can begin, at least one."""
     if deadline_s is None:
         return sys.maxsize
-    worthwhile_s = _WORTHWHILE_S_PER_ACCESS * len(problem.access_op)
+    n = len(problem.access_op)
+    worthwhile_s = n * min(_WORTHWHILE_S_PER_PAIR * n, _WORTHWHILE_S_PER_ACCESS)
     worthwhile_s = max(worthwhile_s, _WORTHWHILE_S)
     left_s = deadline_s - time.monotonic()
     return max(1, int(_FIRST_SHARE * left_s / worthwhile_s))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jax_malloc.compiled import ruin, stays
+from jax_malloc.compiled.stays import Lives, State
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over
 from jax_malloc.solvers.worth import Worth
@@ -44,14 +45,7 @@ class RuinRecreate:
     def __init__(self, allocation: Allocation, worth: Worth, seed: int) -> None:
         self._allocation = allocation
         self._rng = np.random.default_rng(seed)
-        weights = np.array(
-            [w for b in allocation.lives for w in worth.weights[b]], float
-        )
-        self._values = ruin.Values(
-            cumulative=np.cumsum(np.maximum(weights, 0.0)),
-            sums=np.concatenate([[0.0], np.cumsum(weights)]),
-            clock=np.array(worth.clock),
-        )
+        self.values = values_of(allocation, worth)
 
     def run(
         self,
@@ -62,48 +56,82 @@ class RuinRecreate:
     ) -> None:
         """Searches; afterwards the allocation is no slower than before.
 
-        Args:
-          steps: at most; None, until the deadline.
-          deadline_s: absolute, on the clock of `time.monotonic()`.
-          target_s: a latency that is good enough to stop at.
-          temperature_s: by how much slower a change may be that is accepted one time in
-            e (Metropolis), for shares of the budget from 0 to 1; None, by nothing. The
-            budget is the steps, or the time where there are none.
-        Raises:
-          ValueError: neither is given.
+        See `run` for what the arguments mean.
         """
-        if steps is None and deadline_s is None:
-            raise ValueError("a search needs a number of steps or a deadline.")
-        cumulative = self._values.cumulative
-        if not len(cumulative) or cumulative[-1] <= 0:
-            return
-        allocation = self._allocation
-        kept, best = allocation.save(), allocation.save()
-        began_s, done, chunk = time.monotonic(), 0, 1
-        while (steps is None or done < steps) and not is_over(deadline_s):
-            now_s = time.monotonic()
-            if stays.latency_s(best) <= target_s:
-                break
-            if deadline_s is None:
-                # Alike everywhere, so that a seed repeats.
-                chunk = max(1, steps // _CHUNKS)
-            if steps is not None:
-                share = done / steps
-                chunk = min(chunk, steps - done)
-            else:
-                share = (now_s - began_s) / (deadline_s - began_s)
-            ruin.search(
-                allocation.tables,
-                self._values,
-                allocation.state,
-                kept,
-                best,
-                self._rng,
-                chunk,
-                0.0 if temperature_s is None else temperature_s(share),
-                target_s,
-            )
-            done += chunk
-            took_s = max(time.monotonic() - now_s, 1e-6)
-            chunk = max(1, int(min(chunk * _CHUNK_S / took_s, 2 * chunk)))
-        allocation.restore(best)
+        run(
+            self._allocation.tables,
+            self.values,
+            self._allocation.state,
+            self._rng,
+            steps,
+            deadline_s,
+            target_s,
+            temperature_s,
+        )
+
+
+def values_of(allocation: Allocation, worth: Worth) -> ruin.Values:
+    """What the uses of an allocation are worth, as the loops see it."""
+    weights = np.array([w for b in allocation.lives for w in worth.weights[b]], float)
+    return ruin.Values(
+        cumulative=np.cumsum(np.maximum(weights, 0.0)),
+        sums=np.concatenate([[0.0], np.cumsum(weights)]),
+        clock=np.array(worth.clock),
+    )
+
+
+def run(
+    tables: Lives,
+    values: ruin.Values,
+    state: State,
+    rng: np.random.Generator,
+    steps: int | None,
+    deadline_s: float | None,
+    target_s: float = 0.0,
+    temperature_s: Callable[[float], float] | None = None,
+) -> None:
+    """Searches from a state, which is no slower afterwards.
+
+    Args:
+      steps: at most; None, until the deadline.
+      deadline_s: absolute, on the clock of `time.monotonic()`.
+      target_s: a latency that is good enough to stop at.
+      temperature_s: by how much slower a change may be that is accepted one time in
+        e (Metropolis), for shares of the budget from 0 to 1; None, by nothing. The
+        budget is the steps, or the time where there are none.
+    Raises:
+      ValueError: neither is given.
+    """
+    if steps is None and deadline_s is None:
+        raise ValueError("a search needs a number of steps or a deadline.")
+    if not len(values.cumulative) or values.cumulative[-1] <= 0:
+        return
+    kept, best = stays.copy(state), stays.copy(state)
+    began_s, done, chunk = time.monotonic(), 0, 1
+    while (steps is None or done < steps) and not is_over(deadline_s):
+        now_s = time.monotonic()
+        if stays.latency_s(best) <= target_s:
+            break
+        if deadline_s is None:
+            # Alike everywhere, so that a seed repeats.
+            chunk = max(1, steps // _CHUNKS)
+        if steps is not None:
+            share = done / steps
+            chunk = min(chunk, steps - done)
+        else:
+            share = (now_s - began_s) / (deadline_s - began_s)
+        ruin.search(
+            tables,
+            values,
+            state,
+            kept,
+            best,
+            rng,
+            chunk,
+            0.0 if temperature_s is None else temperature_s(share),
+            target_s,
+        )
+        done += chunk
+        took_s = max(time.monotonic() - now_s, 1e-6)
+        chunk = max(1, int(min(chunk * _CHUNK_S / took_s, 2 * chunk)))
+    stays.assign(state, best)

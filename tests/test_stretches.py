@@ -1,0 +1,208 @@
+"""A stretch behaves as the whole that it is cut from, and leaves the rest alone."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import toy_problems
+
+from jax_malloc import problem as problem_lib
+from jax_malloc import validator
+from jax_malloc.compiled import stays
+from jax_malloc.solvers import greedy, ruin_recreate, stretches
+from jax_malloc.solvers.allocation import Allocation
+from jax_malloc.solvers.polish import polish
+from jax_malloc.solvers.worth import Worth
+
+DMA = {
+    "one queue": {},
+    "two queues": {"full_duplex": True},
+    "three in flight": {"max_in_flight": 3},
+}
+
+
+def problem_of(seed, dma="one queue", num_ops=90):
+    problem = toy_problems.random_problem(
+        seed, num_ops=num_ops, fast_mib=24, loops=seed % 2, pressure=4.0
+    )
+    accelerator = problem.accelerator
+    accelerator = dataclasses.replace(
+        accelerator, dma=dataclasses.replace(accelerator.dma, **DMA[dma])
+    )
+    return problem_lib.build(problem.program, accelerator)
+
+
+class Whole:
+    """An allocation from greedy, perturbed, and what it takes to cut it."""
+
+    def __init__(self, problem, seed=0):
+        self.problem = problem
+        self.allocation = Allocation.from_mapping(problem, greedy.solve(problem))
+        self.tables, self.state = self.allocation.tables, self.allocation.state
+        self.worth = Worth(problem, self.allocation.lives)
+        self.values = ruin_recreate.values_of(self.allocation, self.worth)
+        # From where it was there is something left to gain.
+        hot = 0.05 * self.allocation.latency_s
+        search = ruin_recreate.RuinRecreate(self.allocation, self.worth, seed)
+        search.run(20, None, 0.0, lambda share: hot)
+        every = list(self.allocation.all_stays())
+        self.allocation.remove(every[:: 4 + seed % 3])
+
+    @property
+    def latency_s(self):
+        return self.allocation.latency_s
+
+    def cut(self, begin, end):
+        return stretches.cut(self.tables, self.values, self.state, begin, end)
+
+    def checked(self):
+        """The exact latency of the allocation, whose mapping is valid."""
+        mapping = self.allocation.to_mapping()
+        violations = validator.find_violations(self.problem, mapping)
+        assert not violations, violations[:3]
+        return self.problem.evaluate(mapping).latency_s
+
+
+def searched(stretch, steps=60, seed=0):
+    ruin_recreate.run(
+        stretch.tables,
+        stretch.values,
+        stretch.state,
+        np.random.default_rng(seed),
+        steps,
+        None,
+    )
+    return stretch
+
+
+def thirds(whole):
+    """Three stretches that do not overlap."""
+    edges = stretches.borders(whole.tables, 3, between=False)
+    return list(itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize("dma", DMA)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stretch_can_be_searched_and_put_back(seed, dma):
+    whole = Whole(problem_of(seed, dma), seed)
+    gained = 0
+    for begin, end in thirds(whole):
+        before_s, kept = whole.latency_s, stays.copy(whole.state)
+        stretch = whole.cut(begin, end)
+        if stretch is None:
+            continue
+        own_s = stays.latency_s(stretch.state)
+        searched(stretch)
+        own_s -= stays.latency_s(stretch.state)
+        outside = {s for s in unkeyed(whole) if not lies_in(s, begin, end)}
+        stretches.paste(whole.tables, whole.state, stretch)
+        after = unkeyed(whole)
+        assert outside <= after
+        assert all(lies_in(s, begin, end) for s in after - outside)
+        assert whole.checked() == pytest.approx(whole.latency_s, rel=1e-9)
+        gained += own_s > 0
+        if dma == "one queue" and own_s > 0:
+            # What comes after the stretch can wait longer or less for its copies.
+            assert before_s - whole.latency_s >= 0.5 * own_s
+        if whole.latency_s > before_s:
+            stays.assign(whole.state, kept)
+    assert gained
+
+
+def unkeyed(whole):
+    """All stays but for their rows, which are given anew."""
+    return {dataclasses.replace(s, key=0) for s in whole.allocation.all_stays()}
+
+
+def lies_in(stay, begin, end):
+    return begin <= stay.begin and stay.end <= end
+
+
+@pytest.mark.parametrize("dma", DMA)
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_and_put_back_is_the_same(seed, dma):
+    whole = Whole(problem_of(seed, dma), seed)
+    before, before_s = whole.allocation.to_mapping(), whole.latency_s
+    for begin, end in thirds(whole):
+        stretch = whole.cut(begin, end)
+        if stretch is not None:
+            stretches.paste(whole.tables, whole.state, stretch)
+    assert whole.allocation.to_mapping() == before
+    assert whole.latency_s == pytest.approx(before_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_stretch_of_everything_is_the_whole(seed):
+    whole = Whole(problem_of(seed), seed)
+    num_ops = len(whole.problem.program.ops)
+    stretch = whole.cut(0, num_ops)
+    np.testing.assert_allclose(stretch.state.numbers, whole.state.numbers, rtol=1e-12)
+    searched(stretch)
+    stretches.paste(whole.tables, whole.state, stretch)
+    assert whole.latency_s == pytest.approx(stays.latency_s(stretch.state), rel=1e-9)
+    assert whole.checked() == pytest.approx(whole.latency_s, rel=1e-9)
+
+
+def test_a_stretch_without_a_use_is_none():
+    whole = Whole(problem_of(0))
+    assert whole.cut(5, 5) is None
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_borders_cover_the_program(between):
+    whole = Whole(problem_of(1))
+    edges = stretches.borders(whole.tables, 4, between=between)
+    assert edges[0] == 0
+    assert edges[-1] == len(whole.problem.program.ops)
+    assert edges == sorted(set(edges))
+    assert len(edges) == (6 if between else 5)
+
+
+def test_borders_move_from_round_to_round():
+    whole = Whole(problem_of(1))
+    plain, moved = (
+        set(stretches.borders(whole.tables, 4, between=b)[1:-1]) for b in (False, True)
+    )
+    assert not plain & moved
+
+
+@pytest.fixture
+def short_stretches(monkeypatch):
+    monkeypatch.setattr(stretches, "_ACCESSES", 60)
+    monkeypatch.setattr(stretches, "_LONG", 120)
+
+
+@pytest.mark.parametrize("dma", DMA)
+def test_polish_searches_stretches(short_stretches, monkeypatch, dma):
+    problem = problem_of(2, dma)
+    assert stretches.number_of(problem) > 2
+    cuts = []
+    monkeypatch.setattr(
+        stretches, "cut", lambda *a, cut=stretches.cut: cuts.append(a[-2:]) or cut(*a)
+    )
+    start = greedy.solve(problem)
+    plans = []
+    for threads in (1, 3):
+        monkeypatch.setattr(stretches, "num_threads", lambda n=threads: n)
+        plans.append(polish(problem, start, seed=1, steps=40))
+    assert plans[0] == plans[1]  # the number of threads does not matter
+    assert len(cuts) > 8
+    violations = validator.find_violations(problem, plans[0])
+    assert not violations, violations[:3]
+    latency_s = problem.evaluate(plans[0]).latency_s
+    assert latency_s < problem.evaluate(start).latency_s
+
+
+def test_what_makes_the_whole_slower_is_left_out(monkeypatch):
+    whole = Whole(problem_of(3))
+    good, bad = (whole.cut(*span) for span in thirds(whole)[:2])
+    searched(good)
+    # A search that went wrong.
+    rows = np.arange(bad.state.counts[stays.USED])
+    rows = rows[bad.state.stays[rows, stays.BUFFER] != stays.FROZEN]
+    stretches.placing.remove(bad.tables, bad.state, rows)
+    before_s = whole.latency_s
+    stretches.paste_all(whole.tables, whole.state, [bad, None, good])
+    assert whole.latency_s < before_s
+    assert whole.checked() == pytest.approx(whole.latency_s, rel=1e-9)
