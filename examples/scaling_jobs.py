@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import agent_problems
@@ -101,14 +101,10 @@ def measure(job: Job) -> dict[str, Any]:
         "all_reduce": {},
     }
     for rows in job.rows:
-        seconds, text = update(config, network, rows)
-        found["update_s"][rows] = seconds
-        if rows * job.processes == config.batch:
-            sent = all_reduced(text)
+        found["update_s"][rows] = update_s(config, network, rows)
     if job.processes > 1:
         params = trainer.fresh(config, network).params
-        flat = np.concatenate([x.ravel() for x in jax.tree.leaves(params)])
-        for name, tree in (("update", sent), ("params", params), ("flat", flat)):
+        for name, tree in (("flat", ravel_pytree(params)[0]), ("tree", params)):
             found["all_reduce"][name] = all_reduce(parallel.all_devices(), tree)
     return found
 
@@ -183,19 +179,20 @@ def _timed(call: Callable, seconds: dict[str, float], part: str) -> Callable:
     return timed
 
 
-def update(config: TrainConfig, network: MuZeroNetwork, rows: int) -> tuple[float, str]:
-    """Seconds of one update with so many rows of each process, and its HLO text."""
+def update_s(config: TrainConfig, network: MuZeroNetwork, rows: int) -> float:
+    """Seconds of one update with so many rows of each process."""
     config = dataclasses.replace(config, updates=_UPDATES)
     mesh, state = parallel.all_devices(), trainer.fresh(config, network)
     arguments = (
+        config,
+        network,
+        mesh,
         parallel.replicate(mesh, state.params),
         parallel.replicate(mesh, state.opt_state),
         parallel.shard(mesh, random_rows(config, rows), axis=1),
         jnp.float32(config.learning_rate),
     )
-    compiled = learner.update.lower(config, network, mesh, *arguments).compile()
-    seconds = median_s(lambda: compiled(*arguments))
-    return seconds / config.updates, compiled.as_text() or ""
+    return median_s(lambda: learner.update(*arguments)) / config.updates
 
 
 def random_rows(config: TrainConfig, rows: int) -> Batch:
@@ -210,16 +207,6 @@ def random_rows(config: TrainConfig, rows: int) -> Batch:
         value=rng.random((*shape, k + 1), np.float32),
         real=np.ones((*shape, k + 1), bool),
     )
-
-
-def all_reduced(text: str) -> list[np.ndarray]:
-    """Arrays like those that the all-reduces of a compiled program sum."""
-    arrays = []
-    for result in re.findall(r" = (.*?) all-reduce(?:-start)?\(", text):
-        for dimensions in re.findall(r"f32\[([\d,]*)\]", result):
-            shape = [int(n) for n in dimensions.split(",") if n]
-            arrays.append(np.zeros(shape, np.float32))
-    return arrays
 
 
 def all_reduce(mesh: Mesh, tree: Any) -> dict[str, float]:

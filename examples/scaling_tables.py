@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.table
+import rich.console
+import rich.text
 
 import results_table
 import scaling_model
+from jax_malloc import report
 from scaling_model import Length, Link
 
 Found = Mapping[str, Any]  # what one process measured, see scaling_jobs.measure
@@ -23,6 +25,15 @@ _PARTS = {
     "waiting_s": "waiting",
     "updates_s": "updates",
 }
+_ITERATION = ["moves", *_PARTS.values(), "rest", "iteration", "moves/s"]
+
+# Ways for hosts to work together, each a change of the one before: a name, whether all
+# draw the same length, and whether each has as many rows of an update as one host has.
+_VARIANTS = (
+    ("as it is", False, False),
+    ("drawn together", True, False),
+    ("batch grown too", True, True),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +49,13 @@ class Table:
         table = results_table.markdown_table(self.headings, self.rows)
         return f"### {self.title}\n\n{self.text}\n\n{table}"
 
-    def rich(self) -> rich.table.Table:
-        table = rich.table.Table(title=self.title, caption=self.text)
-        for i, heading in enumerate(self.headings):
-            table.add_column(heading, justify="right" if i else "left")
+    def rich(self) -> rich.console.Group:
+        table = report.text_table(*self.headings)
         for row in self.rows:
             table.add_row(*row)
-        return table
+        return rich.console.Group(
+            rich.text.Text(self.title, "bold"), self.text, "", table, ""
+        )
 
 
 def lengths_of(one: Found) -> list[Length]:
@@ -76,45 +87,55 @@ def typical(iterations: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def one_process(one: Found) -> Table:
     """Measured: iterations of one process by length of programs."""
-    rows = []
-    for length, measured in one["lengths"].items():
-        mean = typical(measured["iterations"])
-        programs = str(len(measured["seeds"]))
-        rows.append([f"up to {length}", programs, *_cells(mean, mean["moves"])])
+    columns = [
+        [
+            f"up to {length}",
+            str(len(measured["seeds"])),
+            *_cells(typical(measured["iterations"])),
+        ]
+        for length, measured in one["lengths"].items()
+    ]
+    headings, *rows = zip(["accesses", "programs", *_ITERATION], *columns, strict=True)
     return Table(
         title="Measured: one process, one device, one core",
         text="Per iteration, seconds: medians. By the accesses of the programs that "
         "an iteration plays, and how many such programs there are.",
-        headings=["accesses", "programs", *_headings()],
+        headings=headings,
         rows=rows,
     )
 
 
 def two_processes(one: Found, two: Sequence[Found], shared: bool) -> Table:
     """Measured: two joined processes beside one, on the same programs."""
-    (length,) = two[0]["lengths"]
-    alone = typical(one["lengths"][length]["iterations"])
-    both = [typical(x["lengths"][length]["iterations"]) for x in two]
-    joined = {name: statistics.mean(x[name] for x in both) for name in alone}
-    moves = sum(x["moves"] for x in both)
-    rate = alone["moves"] / alone["iteration_s"]
-    efficiency = moves / joined["iteration_s"] / (2 * rate)
+    length, alone, joined = _side_by_side(one, two)
+    rate, own_rate = (x["moves"] / x["iteration_s"] for x in (alone, joined))
+    joined["moves"] *= 2
+    headings, *rows = zip(
+        ["processes", *_ITERATION, "efficiency"],
+        ["1", *_cells(alone), ""],
+        ["2", *_cells(joined), f"{own_rate / rate:.0%}"],
+        strict=True,
+    )
     where = (
         "BOTH ON ONE CORE, which says nothing of scaling"
         if shared
-        else "a core and as many games each"
+        else "A core and as many games each"
     )
     return Table(
         title="Measured: two processes joined over loopback",
-        text=f"{where[0].upper()}{where[1:]}. Programs of up to {length} accesses, "
-        "seconds of an iteration; each update's batch is split between the two. "
-        "Efficiency is moves/s over twice those of one process.",
-        headings=["processes", *_headings(), "efficiency"],
-        rows=[
-            ["1", *_cells(alone, alone["moves"]), ""],
-            ["2", *_cells(joined, moves), f"{efficiency:.0%}"],
-        ],
+        text=f"{where}. Both play programs of up to {length} accesses; seconds of an "
+        "iteration. Each update's batch is split between the two. Efficiency is "
+        "moves/s over twice those of one process.",
+        headings=headings,
+        rows=rows,
     )
+
+
+def _side_by_side(one: Found, two: Sequence[Found]) -> tuple[str, dict, dict]:
+    """The length that the two played; of it, what one does, and the mean of the two."""
+    (length,) = two[0]["lengths"]
+    alone, *both = (typical(x["lengths"][length]["iterations"]) for x in (one, *two))
+    return length, alone, {k: statistics.mean(x[k] for x in both) for k in alone}
 
 
 def updates(one: Found, two: Sequence[Found], batch: int) -> Table:
@@ -150,45 +171,45 @@ def updates(one: Found, two: Sequence[Found], batch: int) -> Table:
 def all_reduces(two: Sequence[Found]) -> Table:
     """Measured: sums over two processes, by themselves."""
     names = {
-        "update": "what an update sums, as compiled",
-        "params": "the tree of parameters",
-        "flat": "the same in one array",
+        "flat": "the gradients in one array, as an update sums them",
+        "tree": "the same array by array",
     }
     rows = []
     for name, label in names.items():
-        every = [x["all_reduce"][name] for x in two]
-        seconds = statistics.mean(x["s"] for x in every)
-        arrays, size = every[0]["arrays"], every[0]["size_bytes"]
-        rows.append([label, str(arrays), f"{size:,}", f"{seconds * 1e3:.2f}"])
+        first = two[0]["all_reduce"][name]
+        ms = 1e3 * _all_reduce_s(two, name)
+        rows.append(
+            [label, str(first["arrays"]), f"{first['size_bytes']:,}", f"{ms:.2f}"]
+        )
     return Table(
-        title="Measured: one all-reduce between two processes over loopback",
+        title="Measured: one sum between two processes over loopback",
         text="Nothing else runs in the two; medians of calls.",
         headings=["what", "arrays", "bytes", "ms"],
         rows=rows,
     )
 
 
+def _all_reduce_s(two: Sequence[Found], name: str) -> float:
+    return statistics.mean(x["all_reduce"][name]["s"] for x in two)
+
+
 def check(one: Found, two: Sequence[Found], batch: int, updates: int) -> Table:
     """The arithmetic for two processes beside what the two were measured to take."""
-    (length,) = two[0]["lengths"]
-    alone = typical(one["lengths"][length]["iterations"])
-    both = [typical(x["lengths"][length]["iterations"]) for x in two]
+    _, alone, joined = _side_by_side(one, two)
     half = str(batch // 2)
-    summed_s = statistics.mean(x["all_reduce"]["update"]["s"] for x in two)
-    update_s = one["update_s"][half] + summed_s
+    update_s = one["update_s"][half] + _all_reduce_s(two, "flat")
     iteration_s = alone["iteration_s"] - alone["updates_s"] + updates * update_s
     measured_s = statistics.mean(x["update_s"][half] for x in two)
-    rows = [("update", update_s, measured_s)]
-    rows.append(
-        ("iteration", iteration_s, statistics.mean(x["iteration_s"] for x in both))
-    )
     return Table(
         title="Check of the arithmetic: two processes over loopback",
         text="Predicted: an update is the measured compute of one process with half of "
-        "the batch, and the measured all-reduce of what an update sums; an iteration "
+        "the batch, and the measured sum of the gradients in one array; an iteration "
         "is one process's own work and so many updates.",
         headings=["seconds of one", "predicted", "measured"],
-        rows=[[name, f"{a:.4f}", f"{b:.4f}"] for name, a, b in rows],
+        rows=[
+            ["update", f"{update_s:.4f}", f"{measured_s:.4f}"],
+            ["iteration", f"{iteration_s:.4f}", f"{joined['iteration_s']:.4f}"],
+        ],
     )
 
 
@@ -203,35 +224,30 @@ def predictions(
 ) -> Table:
     """Predicted: many hosts, from what one was measured to do."""
     lengths = lengths_of(one)
-    update_s = {int(rows): s for rows, s in one["update_s"].items()}
-    alone = scaling_model.predict(
-        lengths, hosts=1, updates=updates, update_s=update_s[batch], all_reduce_s=0.0
-    )
+    size_bytes = two[0]["all_reduce"]["flat"]["size_bytes"]
+
+    def seconds_of(n: int, rows: int, drawn_together: bool) -> list[float]:
+        """Of one iteration: own work, compute and sums."""
+        return [
+            scaling_model.slowest_s(lengths, 1 if drawn_together else n),
+            updates * one["update_s"][str(rows)],
+            updates * scaling_model.ring_all_reduce_s(size_bytes, n, link),
+        ]
+
+    moves = sum(x.share * x.moves for x in lengths)
+    alone = moves / sum(seconds_of(1, batch, False))
     rows = []
-    for variant in variants(two[0]):
+    for name, drawn_together, weak in _VARIANTS:
         for n in hosts:
-            number = batch if variant.weak else batch // n
-            found = scaling_model.predict(
-                lengths,
-                hosts=n,
-                updates=updates,
-                update_s=update_s[number],
-                all_reduce_s=scaling_model.ring_all_reduce_s(
-                    variant.size_bytes, n, link, variant.messages
-                ),
-                drawn_together=variant.drawn_together,
-            )
+            seconds = seconds_of(n, batch if weak else batch // n, drawn_together)
+            rate = n * moves / sum(seconds)
             rows.append(
                 [
-                    variant.name,
+                    name,
                     str(n),
-                    str(number),
-                    f"{found.own_s:.3f}",
-                    f"{found.compute_s:.3f}",
-                    f"{found.all_reduce_s:.3f}",
-                    f"{found.iteration_s:.3f}",
-                    f"{found.moves_per_s:,.0f}",
-                    f"{found.moves_per_s / (n * alone.moves_per_s):.0%}",
+                    *(f"{s:.3f}" for s in (*seconds, sum(seconds))),
+                    f"{rate:,.0f}",
+                    f"{rate / (n * alone):.0%}",
                 ]
             )
     return Table(
@@ -240,19 +256,22 @@ def predictions(
         "for hosts like the one measured, on "
         f"{link.bandwidth_bytes_per_s * 8 / 1e9:g} Gbit/s with "
         f"{link.latency_s * 1e6:g} us per message, both assumed of the Ethernet of a "
-        "data centre. An all-reduce is a ring: 2 (N - 1) / N of the bytes over the "
-        "bandwidth, and 2 (N - 1) latencies for each message. Efficiency is over N "
-        "times one host by the same arithmetic, "
-        f"{alone.moves_per_s:,.0f} moves/s; it can exceed 100% where a divided batch "
-        "leaves each host fewer rows. The first variant sends the arrays of an update "
-        "one after another, as the collectives on CPUs do.",
+        "data centre. Own is what a host does by itself, until the slowest is through; "
+        "compute and summing are of all updates. An update sums its gradients as one "
+        f"array of {size_bytes:,} bytes, its losses aside, in a ring: 2 (N - 1) / N of "
+        "the bytes over the bandwidth, and 2 (N - 1) latencies. Efficiency is over N "
+        f"times one host by the same arithmetic, {alone:,.0f} moves/s; it can exceed "
+        "100% where a divided batch leaves each host fewer rows. As it is: each draws "
+        f"its own length and has {batch} / N rows of an update. Drawn together: all "
+        "play the same length in an iteration, so that none waits for a longer draw. "
+        f"Batch grown too: besides, each has {batch} rows of an update, as one host "
+        "by itself has.",
         headings=[
             "variant",
             "hosts",
-            "rows each",
-            "own work",
+            "own",
             "compute",
-            "all-reduce",
+            "summing",
             "iteration",
             "moves/s",
             "efficiency",
@@ -261,46 +280,10 @@ def predictions(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A way for hosts to work together."""
-
-    name: str
-    size_bytes: int
-    messages: int
-    drawn_together: bool = False
-    weak: bool = False
-
-
-def variants(two: Found) -> Iterator[Variant]:
-    """From what the code does to what it could do, one change after another."""
-    sent, params = two["all_reduce"]["update"], two["all_reduce"]["params"]
-    size, whole = sent["size_bytes"], params["size_bytes"]
-    yield Variant(name="as on CPUs now", size_bytes=size, messages=sent["arrays"])
-    yield Variant(name="one message per update", size_bytes=size, messages=1)
-    yield Variant(
-        name="and each gradient once, lengths drawn together",
-        size_bytes=whole,
-        messages=1,
-        drawn_together=True,
-    )
-    yield Variant(
-        name="and the batch grown with the hosts",
-        size_bytes=whole,
-        messages=1,
-        drawn_together=True,
-        weak=True,
-    )
-
-
-def _headings() -> list[str]:
-    return ["moves", *_PARTS.values(), "rest", "iteration", "moves/s"]
-
-
-def _cells(mean: Mapping[str, float], moves: float) -> list[str]:
+def _cells(mean: Mapping[str, float]) -> list[str]:
     seconds = [mean[part] for part in (*_PARTS, "rest_s", "iteration_s")]
     return [
-        f"{moves:,.0f}",
+        f"{mean['moves']:,.0f}",
         *(f"{s:.3f}" for s in seconds),
-        f"{moves / mean['iteration_s']:,.0f}",
+        f"{mean['moves'] / mean['iteration_s']:,.0f}",
     ]

@@ -1,11 +1,18 @@
 """The arithmetic of training on many hosts, against numbers worked by hand."""
 
+import io
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 import scaling_jobs
 import scaling_model
 import scaling_tables
+from jax_malloc.agent import learner, parallel, trainer
+from jax_malloc.agent.config import TrainConfig
+from jax_malloc.agent.network import MuZeroNetwork, NetworkConfig
 from scaling_model import Length, Link
 
 LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-5)
@@ -18,16 +25,15 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(
-    ("hosts", "messages", "seconds"),
+    ("hosts", "seconds"),
     [
-        (1, 5, 0.0),
-        (2, 1, 1e-3 + 2e-5),  # the bytes once, in two steps
-        (4, 1, 1.5e-3 + 6e-5),
-        (4, 10, 1.5e-3 + 60e-5),
+        (1, 0.0),
+        (2, 1e-3 + 2e-5),  # the bytes once, in two steps
+        (4, 1.5e-3 + 6e-5),
     ],
 )
-def test_ring_all_reduce(hosts, messages, seconds):
-    found = scaling_model.ring_all_reduce_s(1_000_000, hosts, LINK, messages)
+def test_ring_all_reduce(hosts, seconds):
+    found = scaling_model.ring_all_reduce_s(1_000_000, hosts, LINK)
     assert found == pytest.approx(seconds)
 
 
@@ -43,30 +49,6 @@ def test_slowest_of_two_hosts():
 
 def test_slowest_of_many_hosts_is_the_longest():
     assert scaling_model.slowest_s(LENGTHS, 1000) == pytest.approx(4.0)
-
-
-def test_predict():
-    found = scaling_model.predict(
-        LENGTHS,
-        hosts=10,
-        updates=40,
-        update_s=0.05,
-        all_reduce_s=0.025,
-        drawn_together=True,
-    )
-    assert found.own_s == pytest.approx(2.0)
-    assert found.compute_s == pytest.approx(2.0)
-    assert found.all_reduce_s == pytest.approx(1.0)
-    assert found.iteration_s == pytest.approx(5.0)
-    assert found.moves_per_s == pytest.approx(10 * 175 / 5)
-
-
-def test_predict_waits_for_the_longest_of_separate_draws():
-    found = scaling_model.predict(
-        LENGTHS, hosts=2, updates=1, update_s=0.0, all_reduce_s=0.0
-    )
-    assert found.own_s == pytest.approx(2.625)
-    assert found.moves_per_s == pytest.approx(2 * 175 / 2.625)
 
 
 def measured(seeds, own_s, moves):
@@ -85,9 +67,8 @@ TWO = {
     "lengths": {"256": measured([3], 3.0, 200)},
     "update_s": {"8": 0.03, "16": 0.05},
     "all_reduce": {
-        "update": {"arrays": 3, "size_bytes": 2_000_000, "s": 0.01},
-        "params": {"arrays": 2, "size_bytes": 1_000_000, "s": 0.005},
-        "flat": {"arrays": 1, "size_bytes": 1_000_000, "s": 0.001},
+        "flat": {"arrays": 1, "size_bytes": 1_000_000, "s": 0.01},
+        "tree": {"arrays": 2, "size_bytes": 1_000_000, "s": 0.05},
     },
 }
 
@@ -102,8 +83,8 @@ def test_lengths_weigh_by_their_programs():
 def test_efficiency_of_two_processes_is_over_twice_one():
     table = scaling_tables.two_processes(ONE, [TWO, TWO], shared=False)
     assert "ONE CORE" not in table.text
-    assert table.rows[0][-2:] == ["100", ""]
-    assert table.rows[1][-2:] == ["100", "50%"]
+    assert table.rows[0] == ("moves", "400", "400")
+    assert table.rows[-2:] == [("moves/s", "100", "100"), ("efficiency", "", "50%")]
     table = scaling_tables.two_processes(ONE, [TWO, TWO], shared=True)
     assert "ONE CORE" in table.text
 
@@ -118,15 +99,14 @@ def test_predictions_by_hand():
         ONE, [TWO, TWO], hosts=[2], batch=16, updates=10, link=LINK
     )
     # Own work of two: 9/16 of the pairs are both short. 10 updates of 0.02 s, and their
-    # 2 MB in two steps of each of three messages.
+    # 1 MB in two steps.
     own_s = 9 / 16 * 1.0 + 7 / 16 * 3.0
-    sum_s = 10 * (2e-3 + 3 * 2e-5)
+    sum_s = 10 * (1e-3 + 2e-5)
     rate = 2 * 175 / (own_s + 0.2 + sum_s)
     alone = 175 / (1.5 + 10 * 0.04)
-    first, *_, last = table.rows
+    first, together, grown = table.rows
     assert first[1:] == [
         "2",
-        "8",
         f"{own_s:.3f}",
         "0.200",
         f"{sum_s:.3f}",
@@ -134,7 +114,8 @@ def test_predictions_by_hand():
         f"{rate:,.0f}",
         f"{rate / (2 * alone):.0%}",
     ]
-    assert last[1:5] == ["2", "16", "1.500", "0.400"]
+    assert together[1:5] == ["2", "1.500", "0.200", f"{sum_s:.3f}"]
+    assert grown[1:5] == ["2", "1.500", "0.400", f"{sum_s:.3f}"]
 
 
 def test_check_adds_compute_and_all_reduce():
@@ -143,14 +124,41 @@ def test_check_adds_compute_and_all_reduce():
     assert rows[1] == ["iteration", "3.3000", "4.0000"]
 
 
-def test_arrays_of_all_reduces_are_read_from_hlo():
-    text = """
-  ROOT %all-reduce.1 = (f32[256]{0}, f32[41,64]{1,0}, /*index=2*/f32[]) all-reduce(%a)
-  %all-reduce.2 = f32[3]{0} all-reduce(%b), to_apply=%sum
-  %get = f32[256]{0} get-tuple-element(%all-reduce.1), index=0
-"""
-    shapes = [x.shape for x in scaling_jobs.all_reduced(text)]
-    assert shapes == [(256,), (41, 64), (), (3,)]
+def test_an_update_sums_its_gradients_as_one_array():
+    config = TrainConfig(
+        updates=2, unroll=1, batch=2, network=NetworkConfig(hidden=8, latent=4)
+    )
+    network = MuZeroNetwork(config.network)
+    params, opt_state, *_ = trainer.fresh(config, network)
+    text = learner.update.lower(
+        config,
+        network,
+        parallel.own_devices(),
+        params,
+        opt_state,
+        scaling_jobs.random_rows(config, 2),
+        jnp.float32(1e-3),
+    ).as_text()
+    assert text.count("stablehlo.all_reduce") == 1
+
+
+def test_tables_fit_80_columns():
+    two = [TWO, TWO]
+    tables = [
+        scaling_tables.one_process(ONE),
+        scaling_tables.two_processes(ONE, two, shared=False),
+        scaling_tables.all_reduces(two),
+        scaling_tables.predictions(
+            ONE, two, hosts=[2], batch=16, updates=10, link=LINK
+        ),
+    ]
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    for table in tables:
+        console.print(table.rich())
+    lines = [line.split() for line in console.export_text().splitlines()]
+    for table in tables:
+        for cells in (table.headings, *table.rows):
+            assert " ".join(cells).split() in lines
 
 
 def test_clocks_add_up_and_are_taken_away():
