@@ -178,15 +178,18 @@ _SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "large": {"batch": 128, "layers": 2},
         "train": {"batch": 64, "layers": 1, "training": True},
         "train_deep": {"batch": 32, "layers": 4, "training": True},
+        "train_deepest": {"batch": 32, "layers": 16, "training": True},
     },
     "t5": {
         "small": {"layers": 2, "width": 512, "heads": 8},
         "train_deep": {"batch": 16, "layers": 3, "training": True},
+        "train_deepest": {"batch": 16, "layers": 8, "training": True},
     },
     "encoder_decoder": {
         "large": {"batch": 32, "source": 512, "target": 512, "layers": 1},
         "train": {"batch": 16, "source": 256, "layers": 1, "training": True},
         "train_deep": {"batch": 16, "source": 256, "layers": 3, "training": True},
+        "train_deepest": {"batch": 16, "source": 256, "layers": 9, "training": True},
     },
     "densenet": {
         "train": {"batch": 32, "image": 256, "blocks": (2,), "training": True},
@@ -208,6 +211,7 @@ _SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cached_decoding": {
         "long": {"batch": 4, "context": 16384, "layers": 2},
         "deep": {"layers": 16},
+        "deepest": {"layers": 64},
     },
     "neural_ode": {
         "large": {"batch": 16384, "width": 1024, "hidden": 2048},

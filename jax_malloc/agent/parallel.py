@@ -2,7 +2,7 @@
 
 Every process plays its own games on its own devices and keeps its own replay; only the
 updates are joint. A batch is sharded over the axis "batch" of a mesh of all devices,
-parameters are replicated, and the compiler sums the gradients.
+parameters are replicated, and gradients are summed once per update, as one array.
 """
 
 from __future__ import annotations
