@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
-from jax_malloc.solvers import stretches
+from jax_malloc.solvers import side_by_side
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.games import is_over, share_of
 from jax_malloc.solvers.greedy import construct, join
@@ -77,13 +77,13 @@ def _ruin_and_recreate(
     """The search on all of a program; of a long one, first on its stretches."""
     search, cold = RuinRecreate(allocation, worth, seed), 0.0
     temperature_s = cooling(allocation.latency_s)
-    if stretches.is_long(allocation.problem):
-        stretches.search(
+    if side_by_side.is_long(allocation.problem):
+        side_by_side.search(
+            allocation.problem,
             allocation.tables,
             search.values,
             allocation.state,
             seed,
-            number=stretches.number_of(allocation.problem),
             steps=None if steps is None else steps * _STEPS_IN_STRETCHES,
             deadline_s=share_of(deadline_s, _STRETCHES_SHARE),
             target_s=target_s,
@@ -135,7 +135,7 @@ def search(
     all_steps = _SEARCHED_USES // max(len(problem.access_op), 1)
     all_steps = min(max(all_steps, _MIN_STEPS), _MAX_STEPS)
     # The stretches of a long program keep all cores busy.
-    threads = 1 if stretches.is_long(problem) else stretches.num_threads()
+    threads = 1 if side_by_side.is_long(problem) else side_by_side.num_threads()
 
     def best_from(starts: Sequence[Mapping], share: float, seeds: Sequence[int]):
         """The best of searches from all starts, in a share of the time that is left."""
