@@ -28,6 +28,7 @@ from jax_malloc.solvers.polish import affordable_searches, polish, search
 _GREEDY_SHARE = 0.15  # of the time until the deadline, for each
 _LINEAR_SHARE = 0.3  # of what is left then
 _LINEAR_S_PER_ACCESS = 3e-3  # in less than this it hardly ever finds anything
+_LINEAR_ACCESSES = 400  # without a deadline; it takes seconds, as a rule
 _AGENT_SHARE = 0.25  # and then
 _GOOD_ENOUGH = 1e-4
 # Times greedy's latency: from what is hardly faster a search mostly gets less far.
@@ -96,8 +97,8 @@ def solve(
 
 def _is_affordable(problem: Problem, deadline_s: float | None) -> bool:
     """Whether linear programming may come to an end in its share of the time."""
-    if deadline_s is None:
-        return True
     decided = int(problem.eligible[problem.access_buffer].sum())
+    if deadline_s is None:
+        return decided <= _LINEAR_ACCESSES
     share_s = _LINEAR_SHARE * (deadline_s - time.monotonic())
     return share_s >= _LINEAR_S_PER_ACCESS * decided

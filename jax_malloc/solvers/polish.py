@@ -21,8 +21,8 @@ from jax_malloc.solvers.worth import Guide, Worth
 _MOST_ROUNDS = 3
 _FILL_EXPONENT = 0.3  # the best single one of greedy's
 # Steps of a search without a deadline; a step costs more in a long program.
-_MIN_STEPS, _MAX_STEPS = 500, 8_000
-_SEARCHED_USES = 5_000_000
+_MIN_STEPS, _MAX_STEPS = 1_000, 20_000
+_SEARCHED_USES = 20_000_000
 # Of a long program, its stretches are searched first; then the whole, begun colder.
 _STRETCHES_SHARE, _COLD_SHARE = 0.7, 0.5
 _STEPS_IN_STRETCHES = 8  # for each of those on the whole, which take longer
@@ -169,7 +169,7 @@ def search(
 def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
     """From how many mappings a `search` can begin, at least one."""
     if deadline_s is None:
-        return sys.maxsize
+        return 2 if side_by_side.is_long(problem) else sys.maxsize
     n = len(problem.access_op)
     worthwhile_s = n * min(_WORTHWHILE_S_PER_PAIR * n, _WORTHWHILE_S_PER_ACCESS)
     worthwhile_s = max(worthwhile_s, _WORTHWHILE_S)
