@@ -88,7 +88,11 @@ _FINETUNE_S = flags.DEFINE_float(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the solvers' random choices.")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "Processes at a time, a program each; 0 runs all in this one.", 0
+    "jobs",
+    1,
+    "Processes at a time, a program each, on their share of the cores; 0 runs all in "
+    "this one.",
+    0,
 )
 _LABEL = flags.DEFINE_string(
     "label", "", "Of the code, such as a commit: runs of another label are not reused."

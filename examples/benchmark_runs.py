@@ -216,7 +216,7 @@ def execute_all(jobs: Sequence[Job], processes: int) -> Iterator[Run | Failure]:
     stopping = threading.Event()
     threads = [
         threading.Thread(target=_work, args=(todo, done, stopping, own), daemon=True)
-        for own in _shares_of_cores(min(processes, len(groups)))
+        for own in shares_of_cores(min(processes, len(groups)))
     ]
     for thread in threads:
         thread.start()
@@ -343,7 +343,7 @@ def _work(
         pool.shutdown()
 
 
-def _shares_of_cores(processes: int) -> list[set[int]]:
+def shares_of_cores(processes: int) -> list[set[int]]:
     """Cores for each process; no cores, if there are fewer or nobody can say."""
     if not hasattr(os, "sched_getaffinity"):
         return [set()] * processes

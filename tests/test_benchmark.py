@@ -178,6 +178,25 @@ def die_of_seed_0(job):
     return benchmark_runs.execute(job)  # the worker's own, which is the true one
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 5])
+def test_processes_keep_to_cores_of_their_own(monkeypatch, processes):
+    cores = {0, 1, 4, 7}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    shares = benchmark_runs.shares_of_cores(processes)
+    assert len(shares) == processes
+    if processes > len(cores):
+        assert not any(shares)  # wherever there is time
+    else:
+        assert set().union(*shares) == cores
+        assert sum(map(len, shares)) == len(cores)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_where_nobody_can_say_processes_have_no_cores_of_their_own(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert benchmark_runs.shares_of_cores(2) == [set(), set()]
+
+
 def test_a_process_that_dies_takes_one_run_with_it(monkeypatch):
     monkeypatch.setattr(benchmark_runs, "execute", die_of_seed_0)
     job = Job(

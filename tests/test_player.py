@@ -1,5 +1,6 @@
 """The policy in the compiled game: it sees, thinks and plays as in the JAX game."""
 
+import itertools
 import time
 
 import jax
@@ -122,3 +123,16 @@ def test_a_seed_repeats_and_the_first_game_is_greedy():
 def test_games_that_do_not_end_in_time_are_none():
     problem = toy_problems.random_problem(1, num_ops=30)
     assert play(problem, deadline_s=time.monotonic() - 1) is None
+
+
+def test_games_are_given_up_as_soon_as_they_would_not_end_in_time(monkeypatch):
+    problem = toy_problems.random_problem(1, num_ops=90)
+    num_accesses = len(prepared(problem)[2].op)
+    assert num_accesses > 256
+    looks = itertools.count()
+    monkeypatch.setattr(player.time, "monotonic", lambda: float(next(looks)))
+    assert play(problem, deadline_s=1e9) is not None
+    # A second per look at the clock: enough for some of them, and not for all.
+    deadline_s = next(looks) + 6.0
+    assert play(problem, deadline_s=deadline_s) is None
+    assert next(looks) < deadline_s
