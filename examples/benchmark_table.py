@@ -65,14 +65,27 @@ def solvers_of(cells: Cells) -> list[str]:
     return [s for s in dict.fromkeys(s for _, s in cells) if s != LOWER_BOUND]
 
 
-def in_common(cells: Cells, pressured: bool = False) -> list[str]:
-    """Programs that every solver has planned; means are over these."""
+# Programs that have a mean of their own, if there are any.
+_CLASSES: Mapping[str, Callable[[Run], bool]] = {
+    "pressured": lambda run: run.pressured,
+    "above 1,000 accesses": lambda run: run.accesses > 1_000,
+    "above 3,000 accesses": lambda run: run.accesses > 3_000,
+}
+
+
+def in_common(
+    cells: Cells, belongs: Callable[[Run], bool] = lambda run: True
+) -> list[str]:
+    """Programs that every solver has planned; means are over these.
+
+    Args:
+      belongs: which of them.
+    """
     solvers = solvers_of(cells)
     return [
         p
         for p in dict.fromkeys(p for p, _ in cells)
-        if all((p, s) in cells for s in solvers)
-        and (not pressured or cells[p, solvers[0]].run.pressured)
+        if all((p, s) in cells for s in solvers) and belongs(cells[p, solvers[0]].run)
     ]
 
 
@@ -162,8 +175,8 @@ def _markdown_table(cells: Cells, best: Mapping[tuple[str, str, int], float]) ->
         lines.append([program, str(run.ops), share, *map(_ratio, values)])
     headings = ["program", "ops", "working set", *references, *solvers]
     headings += ["lower bound"] if bounds else []
-    for pressured in (False, True):
-        programs = in_common(cells, pressured)
+    classes = {name: in_common(cells, belongs) for name, belongs in _CLASSES.items()}
+    for name, programs in {"": in_common(cells), **classes}.items():
         if not programs:
             continue
         runs = [cells[p, solvers[0]].run for p in programs]
@@ -174,7 +187,7 @@ def _markdown_table(cells: Cells, best: Mapping[tuple[str, str, int], float]) ->
         if bounds:
             found = [cells.get((p, LOWER_BOUND)) for p in programs]
             means.append(_mean([None if c is None else c.ratio for c in found]))
-        which = f"{len(programs)} pressured" if pressured else f"all {len(programs)}"
+        which = f"{len(programs)} {name}" if name else f"all {len(programs)}"
         title = f"geometric mean, {which}"
         lines.append([title, "", "", *map(_ratio, means)])
     blank = ["" for _ in references]

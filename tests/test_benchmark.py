@@ -323,7 +323,9 @@ def test_a_table_by_hand():
         made("a", "annealing", 9.0, seed=2),
         made("a", "hybrid", 7.5, xla_s=0.012, cold_s=9.0, wall_s=2.0),
         made("a", "lower_bound", 4.0),
-        made("b", "greedy", 10.0, wall_s=0.3, working_set_bytes=56 * MIB),
+        made(
+            "b", "greedy", 10.0, wall_s=0.3, working_set_bytes=56 * MIB, accesses=1001
+        ),
         made("b", "annealing", 9.0, working_set_bytes=56 * MIB),
         made("b", "hybrid", 8.0, wall_s=4.0, working_set_bytes=56 * MIB),
         # Better, and of another time limit: a known latency.
@@ -345,6 +347,9 @@ def test_a_table_by_hand():
     assert mean["lower bound"] == ""  # not known of b
     pressured = cells(text, "geometric mean, 1 pressured")
     assert (pressured["annealing"], pressured["hybrid"]) == ("0.6000", "0.7500")
+    long = cells(text, "geometric mean, 1 above 1,000 accesses")
+    assert (long["annealing"], long["hybrid"]) == ("0.9000", "0.8000")
+    assert "above 3,000 accesses" not in text
     worst = cells(text, "worst of any program and seed")
     assert (worst["annealing"], worst["hybrid"]) == ("4.0000", "0.8000")
     closed = cells(text, "gap closed")
