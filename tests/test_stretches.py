@@ -10,6 +10,7 @@ import toy_problems
 from jax_malloc import problem as problem_lib
 from jax_malloc import validator
 from jax_malloc.compiled import stays
+from jax_malloc.mapping import Mapping
 from jax_malloc.solvers import greedy, ruin_recreate, side_by_side, stretches
 from jax_malloc.solvers.allocation import Allocation
 from jax_malloc.solvers.polish import polish
@@ -191,6 +192,12 @@ def test_polish_searches_stretches(short_stretches, monkeypatch, dma):
     assert not violations, violations[:3]
     latency_s = problem.evaluate(plans[0]).latency_s
     assert latency_s < problem.evaluate(start).latency_s
+
+
+def test_a_long_program_without_a_choice(short_stretches):
+    problem = problem_of(2)
+    problem = dataclasses.replace(problem, eligible=np.zeros_like(problem.eligible))
+    assert polish(problem, Mapping(), steps=40) == Mapping()
 
 
 def test_what_makes_the_whole_slower_is_left_out(monkeypatch):

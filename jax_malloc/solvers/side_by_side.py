@@ -60,6 +60,8 @@ def search(
         steps.
       steps, deadline_s, target_s, temperature_s: as for `ruin_recreate.run`.
     """
+    if not len(tables.uses):
+        return  # nothing may be in fast memory
     number = max(1, round(len(problem.access_op) / _ACCESSES))
     threads = num_threads()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
