@@ -160,7 +160,10 @@ def search(
     if len(unlike) > 1:
         best = best_from(unlike, _FIRST_SHARE, [seed] * len(unlike))
     # Without a deadline one, so that the plan does not depend on the machine.
-    number = 1 if deadline_s is None else threads
+    # Setting a search up holds Python's lock: no more than what the time is worth.
+    number = 1
+    if deadline_s is not None:
+        number = min(threads, affordable_searches(problem, deadline_s))
     rest = 1.0 - _FIRST_SHARE if deadline_s is None and len(unlike) > 1 else 1.0
     best = best_from([best] * number, rest, range(seed + 1, seed + 1 + number))
     return min([best, *mappings], key=latency_s)

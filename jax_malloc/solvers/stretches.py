@@ -346,6 +346,7 @@ def _queue(s: State, q: int, own_row: Ints, span: _Span) -> tuple[Ints, Floats]:
     left_s = times[:, stays.SERVED] + times[:, stays.WAIT]
     left_s = left_s - np.maximum(before_s, s.clock[span.begin])
     left_s = np.clip(left_s, 0.0, times[:, stays.SECONDS])
+    left_s[copies[:, stays.DUE] <= span.begin] = 0.0  # it was waited for until then
     is_begun = copies[:, stays.START] < span.begin
     times[is_begun, stays.SECONDS] = left_s[is_begun]
     # At either end, also one that must be done at the very boundary where it starts.
