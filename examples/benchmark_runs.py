@@ -345,7 +345,7 @@ def _work(
 
 def shares_of_cores(processes: int) -> list[set[int]]:
     """Cores for each process; no cores, if there are fewer or nobody can say."""
-    if not hasattr(os, "sched_getaffinity"):
+    if not (hasattr(os, "sched_getaffinity") and os.path.isdir("/proc/self/task")):
         return [set()] * processes
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < processes:
@@ -359,7 +359,9 @@ def _begin(cores: set[int]) -> None:
     Ends it as soon as the one that started it is gone, even by a kill.
     """
     if cores:
-        os.sched_setaffinity(0, cores)
+        # All threads: importing NumPy has started those of its linear algebra.
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

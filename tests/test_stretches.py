@@ -2,6 +2,10 @@
 
 import dataclasses
 import itertools
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -198,6 +202,48 @@ def test_a_long_program_without_a_choice(short_stretches):
     problem = problem_of(2)
     problem = dataclasses.replace(problem, eligible=np.zeros_like(problem.eligible))
     assert polish(problem, Mapping(), steps=40) == Mapping()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_interrupt_ends_all_searches(number):
+    """Ctrl-C reaches the thread that waits, and through it the others."""
+    problem = problem_of(2)
+    wholes = [Whole(problem) for _ in range(number)]
+
+    def searched(i, is_stopped):
+        whole = wholes[i]
+        ruin_recreate.run(
+            whole.tables,
+            whole.values,
+            whole.state,
+            np.random.default_rng(i),
+            None,
+            time.monotonic() + 60.0,
+            is_stopped=is_stopped,
+        )
+
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    # Where tests run in the background, the shell has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    start_s = time.monotonic()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side.run_all(searched, number, 3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - start_s < 30.0  # far from the deadline
+
+
+def test_an_error_of_one_search_is_raised():
+    def searched(i, is_stopped):
+        if i == 1:
+            raise RuntimeError("one of them")
+        while not is_stopped():
+            time.sleep(0.01)
+
+    with pytest.raises(RuntimeError, match="one of them"):
+        side_by_side.run_all(searched, 2, 2)
 
 
 def test_what_makes_the_whole_slower_is_left_out(monkeypatch):

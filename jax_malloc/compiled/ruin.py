@@ -171,7 +171,8 @@ def _for_a_use(
 
     Returns:
       Rows to take out, ops `[begin, end)`, and the run of uses to put in first; -1
-      where every use is in fast memory.
+      where every use is in fast memory, or what is in the way is there for good: then
+      some rows around an op.
     """
     num_ops, use = s.ops.shape[1], -1
     for _ in range(_MOST_DRAWS):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jax_malloc.mapping import Mapping
 from jax_malloc.problem import Problem
@@ -42,6 +41,7 @@ def polish(
     steps: int | None = 0,
     target_s: float = 0.0,
     guide: Guide | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Mapping:
     """A mapping at least as fast as the given one.
 
@@ -49,9 +49,11 @@ def polish(
       mapping: valid; it may hold stays and copies that do not pay.
       seed: of the search.
       deadline_s: absolute, on the clock of `time.monotonic()`.
-      steps: of ruin and recreate at most; None goes on until the deadline.
+      steps: of ruin and recreate on the whole at most, of a long program also some on
+        its stretches; None goes on until the deadline.
       target_s: a latency at which it may stop.
       guide: what the search tries first.
+      is_stopped: True ends the search.
     Raises:
       ValueError: neither a number of steps nor a deadline.
     """
@@ -61,7 +63,9 @@ def polish(
     improve(allocation, worth, deadline_s=deadline_s)
     if steps != 0:
         guided = Worth(problem, allocation.lives, guide)
-        _ruin_and_recreate(allocation, guided, seed, steps, deadline_s, target_s)
+        _ruin_and_recreate(
+            allocation, guided, seed, steps, deadline_s, target_s, is_stopped
+        )
         improve(allocation, worth, deadline_s=deadline_s)
     return allocation.to_mapping() if allocation.latency_s < before_s else mapping
 
@@ -73,6 +77,7 @@ def _ruin_and_recreate(
     steps: int | None,
     deadline_s: float | None,
     target_s: float,
+    is_stopped: Callable[[], bool],
 ) -> None:
     """The search on all of a program; of a long one, first on its stretches."""
     search, cold = RuinRecreate(allocation, worth, seed), 0.0
@@ -95,6 +100,7 @@ def _ruin_and_recreate(
         deadline_s,
         target_s,
         lambda share: temperature_s(cold + (1 - cold) * share),
+        is_stopped,
     )
 
 
@@ -111,7 +117,8 @@ def search(
 
     The first half of the time goes to all of them alike, the rest to the best then:
     which one it is shows late, for each leads somewhere else. With little time only the
-    first is searched from, and the fastest of the others.
+    first is searched from, and the fastest of the others. Where there are more cores
+    and a deadline, the best is searched from with several seeds.
 
     Args:
       mappings: at least one, valid.
@@ -137,11 +144,13 @@ def search(
     # The stretches of a long program keep all cores busy.
     threads = 1 if side_by_side.is_long(problem) else side_by_side.num_threads()
 
-    def best_from(starts: Sequence[Mapping], share: float, seeds: Sequence[int]):
+    def best_from(
+        starts: Sequence[Mapping], share: float, seeds: Sequence[int]
+    ) -> Mapping:
         """The best of searches from all starts, in a share of the time that is left."""
         end_s = share_of(deadline_s, share)
 
-        def searched(i: int) -> Mapping:
+        def searched(i: int, is_stopped: Callable[[], bool]) -> Mapping:
             turns = math.ceil((len(starts) - i) / threads)
             return polish(
                 problem,
@@ -151,10 +160,11 @@ def search(
                 steps=round(share * all_steps / len(starts)) if end_s is None else None,
                 target_s=target_s,
                 guide=guide,
+                is_stopped=is_stopped,
             )
 
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            return min(pool.map(searched, range(len(starts))), key=latency_s)
+        found = side_by_side.run_all(searched, len(starts), threads)
+        return min(found, key=latency_s)
 
     best = unlike[0]
     if len(unlike) > 1:

@@ -53,6 +53,7 @@ class RuinRecreate:
         deadline_s: float | None,
         target_s: float = 0.0,
         temperature_s: Callable[[float], float] | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Searches; afterwards the allocation is no slower than before.
 
@@ -67,6 +68,7 @@ class RuinRecreate:
             deadline_s,
             target_s,
             temperature_s,
+            is_stopped,
         )
 
 
@@ -89,6 +91,7 @@ def run(
     deadline_s: float | None,
     target_s: float = 0.0,
     temperature_s: Callable[[float], float] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Searches from a state, which is no slower afterwards.
 
@@ -99,6 +102,7 @@ def run(
       temperature_s: by how much slower a change may be that is accepted one time in
         e (Metropolis), for shares of the budget from 0 to 1; None, by nothing. The
         budget is the steps, or the time where there are none.
+      is_stopped: asked some fifty times a second; True ends the search.
     Raises:
       ValueError: neither is given.
     """
@@ -110,7 +114,7 @@ def run(
     began_s, done, chunk = time.monotonic(), 0, 1
     while (steps is None or done < steps) and not is_over(deadline_s):
         now_s = time.monotonic()
-        if stays.latency_s(best) <= target_s:
+        if stays.latency_s(best) <= target_s or is_stopped():
             break
         if deadline_s is None:
             # Alike everywhere, so that a seed repeats.
