@@ -1,11 +1,13 @@
 """The benchmark of solvers: which runs are made, and the tables of hand-made ones."""
 
+import concurrent.futures
 import csv
 import dataclasses
 import hashlib
 import importlib
 import io
 import itertools
+import multiprocessing
 import os
 import sys
 
@@ -190,6 +192,25 @@ def test_processes_keep_to_cores_of_their_own(monkeypatch, processes):
         assert set().union(*shares) == cores
         assert sum(map(len, shares)) == len(cores)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def cores_of_threads():
+    tasks = os.listdir("/proc/self/task")
+    return [os.sched_getaffinity(int(task)) for task in tasks]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux")
+def test_all_threads_of_a_process_keep_to_its_cores():
+    core = min(os.sched_getaffinity(0))
+    with concurrent.futures.ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=benchmark_runs._begin,
+        initargs=({core},),
+    ) as pool:
+        assert set(map(frozenset, pool.submit(cores_of_threads).result())) == {
+            frozenset({core})
+        }
 
 
 def test_where_nobody_can_say_processes_have_no_cores_of_their_own(monkeypatch):
