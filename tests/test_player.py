@@ -133,6 +133,6 @@ def test_games_are_given_up_as_soon_as_they_would_not_end_in_time(monkeypatch):
     monkeypatch.setattr(player.time, "monotonic", lambda: float(next(looks)))
     assert play(problem, deadline_s=1e9) is not None
     # A second per look at the clock: enough for some of them, and not for all.
-    deadline_s = next(looks) + 6.0
+    deadline_s = next(looks) + 5.0
     assert play(problem, deadline_s=deadline_s) is None
     assert next(looks) < deadline_s

@@ -13,7 +13,7 @@ import toy_problems
 
 from jax_malloc import problem as problem_lib
 from jax_malloc import validator
-from jax_malloc.compiled import stays
+from jax_malloc.compiled import placing, stays
 from jax_malloc.mapping import Mapping
 from jax_malloc.solvers import greedy, ruin_recreate, side_by_side, stretches
 from jax_malloc.solvers.allocation import Allocation
@@ -149,6 +149,27 @@ def test_the_stretch_of_everything_is_the_whole(seed):
     assert whole.checked() == pytest.approx(whole.latency_s, rel=1e-9)
 
 
+def test_ops_wait_in_a_stretch_as_they_do_in_the_whole():
+    """From its begin on; also where a copy was due ahead of its own deadline."""
+    queued_behind = 0
+    for seed in range(12):
+        whole = Whole(problem_of(seed), seed)
+        num_ops = len(whole.problem.program.ops)
+        number = whole.state.counts[stays.COPIES]
+        copies, times = whole.state.copies[0, :number], whole.state.times[0, :number]
+        for begin in range(1, num_ops, 3):
+            stretch = whole.cut(begin, num_ops)
+            if stretch is None:
+                continue
+            over = copies[:, stays.DUE] <= begin
+            later = ~over | (copies[:, stays.START] >= begin)
+            waits_s = times[later, stays.WAIT].sum()
+            assert stretch.state.numbers[1] == pytest.approx(waits_s, abs=1e-12)
+            behind = over & (copies[:, stays.DONE] > begin)
+            queued_behind += bool(times[behind, stays.WAIT].any())
+    assert queued_behind
+
+
 def test_a_stretch_without_a_use_is_none():
     whole = Whole(problem_of(0))
     assert whole.cut(5, 5) is None
@@ -253,7 +274,7 @@ def test_what_makes_the_whole_slower_is_left_out(monkeypatch):
     # A search that went wrong.
     rows = np.arange(bad.state.counts[stays.USED])
     rows = rows[bad.state.stays[rows, stays.BUFFER] != stays.FROZEN]
-    stretches.placing.remove(bad.tables, bad.state, rows)
+    placing.remove(bad.tables, bad.state, rows)
     before_s = whole.latency_s
     side_by_side.paste_faster(whole.tables, whole.state, [bad, good])
     assert whole.latency_s < before_s

@@ -70,11 +70,11 @@ def play(
     # The matrices are small: threads would wait for each other most of the time.
     with threadpool_limits(1, "blas"):
         for i in range(n):
-            if i <= 1:
-                began_s = time.monotonic()  # the first move may compile
+            if i == 1:
+                began_s = time.monotonic()  # the move before may have compiled
             if deadline_s is not None and i % _LOOK_AT_CLOCK == 0:
                 now_s = time.monotonic()
-                left_s = (now_s - began_s) / i * (n - i) if i else 0.0
+                left_s = (now_s - began_s) / (i - 1) * (n - i) if i else 0.0
                 if now_s + left_s >= deadline_s:
                     return None
             look(t, sight, games, i, seen, spare)

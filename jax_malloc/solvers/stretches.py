@@ -200,7 +200,7 @@ def _tables(p: Lives, s: State, span: _Span, runs: _Runs) -> Lives:
     use_begin = np.r_[[0] * _AHEAD, np.r_[0, np.cumsum(use_at >= 0)][use_begin]]
     ops = slice(span.begin, span.stop)
     return p._replace(
-        capacity=np.r_[p.capacity[span.begin], p.capacity[ops]],
+        capacity=np.r_[[p.capacity[span.begin]] * _AHEAD, p.capacity[ops]],
         model=_after_nothing(p.model[:, ops]),
         buffers=buffers,
         copy_s=p.copy_s[runs.buffers],
@@ -287,10 +287,11 @@ def _boundaries(boundaries: Ints, span: _Span) -> Ints:
 
 def _values(values: Values, span: _Span, uses: Ints) -> Values:
     weights = np.diff(values.sums)[uses]
+    clock = values.clock[span.begin : span.stop + 1]
     return Values(
         cumulative=np.cumsum(np.maximum(weights, 0.0)),
         sums=np.r_[0.0, np.cumsum(weights)],
-        clock=np.r_[values.clock[span.begin], values.clock[span.begin : span.stop + 1]],
+        clock=np.r_[[clock[0]] * _AHEAD, clock],
     )
 
 
