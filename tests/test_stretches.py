@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toy_problems
 
+from hwmodel.latency import op_latency_s
 from jax_malloc import problem as problem_lib
 from jax_malloc import validator
 from jax_malloc.compiled import placing, stays
@@ -83,8 +84,8 @@ def searched(stretch, steps=60, seed=0):
 
 def thirds(whole):
     """Three stretches that do not overlap."""
-    edges = stretches.borders(whole.tables, 3, between=False)
-    return list(itertools.pairwise(edges))
+    num_ops = len(whole.tables.capacity)
+    return list(itertools.pairwise([0, num_ops // 3, 2 * num_ops // 3, num_ops]))
 
 
 @pytest.mark.parametrize("dma", DMA)
@@ -175,28 +176,66 @@ def test_a_stretch_without_a_use_is_none():
     assert whole.cut(5, 5) is None
 
 
-@pytest.mark.parametrize("between", [False, True])
-def test_borders_cover_the_program(between):
-    whole = Whole(problem_of(1))
-    edges = stretches.borders(whole.tables, 4, between=between)
-    assert edges[0] == 0
-    assert edges[-1] == len(whole.problem.program.ops)
-    assert edges == sorted(set(edges))
-    assert len(edges) == (6 if between else 5)
+@pytest.mark.parametrize("number", [1, 3, 50])
+def test_chosen_spans_do_not_overlap(number):
+    whole, rng = Whole(problem_of(1)), np.random.default_rng(0)
+    num_ops = len(whole.problem.program.ops)
+    weights = np.zeros(num_ops)
+    weights[20:70] = 1.0
+    for _ in range(20):
+        spans = side_by_side.choose(whole.tables, weights, 30.0, number, rng)
+        assert 1 <= len(spans) <= number
+        if number == 50:  # until all that has a weight is in one of them
+            covered = {t for span in spans for t in range(*span)}
+            assert covered >= set(range(20, 70))
+        assert all(0 <= begin < end <= num_ops for begin, end in spans)
+        assert all(begin < 70 and end > 20 for begin, end in spans)
+        ordered = sorted(spans)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(ordered))
 
 
-def test_borders_move_from_round_to_round():
-    whole = Whole(problem_of(1))
-    plain, moved = (
-        set(stretches.borders(whole.tables, 4, between=b)[1:-1]) for b in (False, True)
-    )
-    assert not plain & moved
+def test_spans_are_as_long_as_they_should_be():
+    """In uses that begin in them, where nothing else is in the way."""
+    whole, rng = Whole(problem_of(1)), np.random.default_rng(0)
+    weights = np.zeros(len(whole.problem.program.ops))
+    weights[45] = 1.0
+    begins = whole.tables.uses[:, stays.USE_BEGIN]
+    at_one_op = np.bincount(begins).max()
+    seen = set()
+    for _ in range(20):
+        ((begin, end),) = side_by_side.choose(whole.tables, weights, 40.0, 2, rng)
+        number = np.count_nonzero((begins >= begin) & (begins < end))
+        assert 40 - 2 * at_one_op <= number <= 40 + 2 * at_one_op
+        assert begin <= 45 < end
+        seen.add((begin, end))
+    assert len(seen) > 3  # the op is not always in the middle
+
+
+def test_nothing_is_chosen_where_nothing_is_lost():
+    whole, rng = Whole(problem_of(1)), np.random.default_rng(0)
+    weights = np.zeros(len(whole.problem.program.ops))
+    assert side_by_side.choose(whole.tables, weights, 30.0, 2, rng) == []
+
+
+@pytest.mark.parametrize("dma", DMA)
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_are_those_against_fast_memory_alone(seed, dma):
+    whole = Whole(problem_of(seed, dma), seed)
+    losses_s = side_by_side.losses_s(whole.tables, whole.state)
+    timeline = whole.problem.evaluate(whole.allocation.to_mapping())
+    fastest_s = op_latency_s(whole.problem.latency, np.zeros(len(losses_s)))
+    stall_s = timeline.stall_s.copy()
+    stall_s[-2] += stall_s[-1]  # that at the program's end counts for the last op
+    expected_s = timeline.op_duration_s - fastest_s + stall_s[:-1]
+    np.testing.assert_allclose(losses_s, expected_s, atol=1e-12)
+    assert losses_s.any()
 
 
 @pytest.fixture
 def short_stretches(monkeypatch):
     monkeypatch.setattr(side_by_side, "_ACCESSES", 60)
     monkeypatch.setattr(side_by_side, "_LONG", 120)
+    monkeypatch.setattr(side_by_side, "_LEAST_STEPS", 50)
 
 
 @pytest.mark.parametrize("dma", DMA)
@@ -210,7 +249,7 @@ def test_polish_searches_stretches(short_stretches, monkeypatch, dma):
     plans = []
     for threads in (1, 3):
         monkeypatch.setattr(side_by_side, "num_threads", lambda n=threads: n)
-        plans.append(polish(problem, start, seed=1, steps=40))
+        plans.append(polish(problem, start, seed=1, steps=2_000))
     assert plans[0] == plans[1]  # the number of threads does not matter
     assert len(cuts) > 8
     violations = validator.find_violations(problem, plans[0])
@@ -276,6 +315,7 @@ def test_what_makes_the_whole_slower_is_left_out(monkeypatch):
     rows = rows[bad.state.stays[rows, stays.BUFFER] != stays.FROZEN]
     placing.remove(bad.tables, bad.state, rows)
     before_s = whole.latency_s
-    side_by_side.paste_faster(whole.tables, whole.state, [bad, good])
+    pasted = side_by_side.paste_faster(whole.tables, whole.state, [bad, good])
+    assert [stretch.begin for stretch in pasted] == [good.begin]
     assert whole.latency_s < before_s
     assert whole.checked() == pytest.approx(whole.latency_s, rel=1e-9)

@@ -9,10 +9,11 @@
 As soon as a mapping is proven to be within a hundredth of a percent of the optimum,
 that is it: to within as much, the result is never worse than any part in the time that
 it was given. Linear programming is left out where the time is too short for it, and all
-but greedy and the compiler's where there is time for one search only. The search begins
-from greedy's mapping unless another is clearly faster, and from the agent's even where
-they are slower at first, for they lead elsewhere. The compiler's mapping has no offsets
-in HLO text; it is packed anew as far as it fits.
+but greedy and the compiler's where there is time for one search only. Of a long program
+(`side_by_side`), too, the search is worth more than anything else in the same time. It
+begins from greedy's mapping unless another is clearly faster, and from the agent's even
+where they are slower at first, for they lead elsewhere. The compiler's mapping has no
+offsets in HLO text; it is packed anew as far as it fits.
 """
 
 from __future__ import annotations

@@ -23,13 +23,12 @@ _FILL_EXPONENT = 0.3  # the best single one of greedy's
 _MIN_STEPS, _MAX_STEPS = 1_000, 20_000
 _SEARCHED_USES = 20_000_000
 # Of a long program, its stretches are searched first; then the whole, begun colder.
-_STRETCHES_SHARE, _COLD_SHARE = 0.7, 0.5
-_STEPS_IN_STRETCHES = 8  # for each of those on the whole, which take longer
+_STRETCHES_SHARE, _COLD_SHARE = 0.85, 0.5
+_STEPS_PER_ACCESS = 50  # in stretches, where a step takes as long in any program
 _FIRST_SHARE = 0.5  # of the time, for all mappings alike
 # A search that is shorter shows little; then fewer are begun. A longer program needs
-# more steps, and each takes longer, until it is searched in stretches.
-_WORTHWHILE_S = 0.1
-_WORTHWHILE_S_PER_PAIR, _WORTHWHILE_S_PER_ACCESS = 1e-6, 3e-3
+# more steps, and each takes longer.
+_WORTHWHILE_S, _WORTHWHILE_S_PER_PAIR = 0.1, 1e-6
 
 
 def polish(
@@ -49,8 +48,8 @@ def polish(
       mapping: valid; it may hold stays and copies that do not pay.
       seed: of the search.
       deadline_s: absolute, on the clock of `time.monotonic()`.
-      steps: of ruin and recreate on the whole at most, of a long program also some on
-        its stretches; None goes on until the deadline.
+      steps: of ruin and recreate on the whole at most, of a long program also more of
+        them on its stretches; None goes on until the deadline.
       target_s: a latency at which it may stop.
       guide: what the search tries first.
       is_stopped: True ends the search.
@@ -82,17 +81,20 @@ def _ruin_and_recreate(
     """The search on all of a program; of a long one, first on its stretches."""
     search, cold = RuinRecreate(allocation, worth, seed), 0.0
     temperature_s = cooling(allocation.latency_s)
-    if side_by_side.is_long(allocation.problem):
+    problem = allocation.problem
+    if side_by_side.is_long(problem):
+        per_step = _STEPS_PER_ACCESS * len(problem.access_op) / num_steps(problem)
         side_by_side.search(
-            allocation.problem,
+            problem,
             allocation.tables,
             search.values,
             allocation.state,
             seed,
-            steps=None if steps is None else steps * _STEPS_IN_STRETCHES,
+            steps=None if steps is None else round(steps * per_step),
             deadline_s=share_of(deadline_s, _STRETCHES_SHARE),
             target_s=target_s,
             temperature_s=temperature_s,
+            is_stopped=is_stopped,
         )
         cold = _COLD_SHARE
     search.run(
@@ -139,10 +141,8 @@ def search(
     for mapping in sorted(others, key=latency_s):
         by_segments.setdefault(mapping.segments, mapping)
     unlike = list(by_segments.values())[: affordable_searches(problem, deadline_s)]
-    all_steps = _SEARCHED_USES // max(len(problem.access_op), 1)
-    all_steps = min(max(all_steps, _MIN_STEPS), _MAX_STEPS)
-    # The stretches of a long program keep all cores busy.
-    threads = 1 if side_by_side.is_long(problem) else side_by_side.num_threads()
+    all_steps = num_steps(problem)
+    threads = side_by_side.num_threads()
 
     def best_from(
         starts: Sequence[Mapping], share: float, seeds: Sequence[int]
@@ -179,13 +179,24 @@ def search(
     return min([best, *mappings], key=latency_s)
 
 
+def num_steps(problem: Problem) -> int:
+    """Of a search of the whole without a deadline."""
+    steps = _SEARCHED_USES // max(len(problem.access_op), 1)
+    return min(max(steps, _MIN_STEPS), _MAX_STEPS)
+
+
 def affordable_searches(problem: Problem, deadline_s: float | None) -> int:
-    """From how many mappings a `search` can begin, at least one."""
+    """From how many mappings a `search` can begin, at least one.
+
+    Of a long program it is one: its stretches keep all cores busy, and lead elsewhere
+    of themselves.
+    """
+    if side_by_side.is_long(problem):
+        return 1
     if deadline_s is None:
-        return 2 if side_by_side.is_long(problem) else sys.maxsize
-    n = len(problem.access_op)
-    worthwhile_s = n * min(_WORTHWHILE_S_PER_PAIR * n, _WORTHWHILE_S_PER_ACCESS)
-    worthwhile_s = max(worthwhile_s, _WORTHWHILE_S)
+        return sys.maxsize
+    pairs = len(problem.access_op) ** 2
+    worthwhile_s = max(_WORTHWHILE_S, _WORTHWHILE_S_PER_PAIR * pairs)
     left_s = deadline_s - time.monotonic()
     return max(1, int(_FIRST_SHARE * left_s / worthwhile_s))
 

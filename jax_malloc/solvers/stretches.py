@@ -41,24 +41,13 @@ class Stretch:
     """
 
     begin: int
+    end: int
     tables: Lives
     values: Values
     state: State
     uses: Ints
     buffers: Ints
     rows: Ints
-
-
-def borders(tables: Lives, number: int, *, between: bool) -> list[int]:
-    """Ops at which so many stretches with about as many uses each begin and end.
-
-    Args:
-      between: half a stretch further on; then there is a stretch more.
-    """
-    begins, num_ops = np.sort(tables.uses[:, stays.USE_BEGIN]), len(tables.capacity)
-    shares = np.arange(number) + 0.5 if between else np.arange(1, number)
-    inner = begins[(shares / number * len(begins)).astype(int)]
-    return sorted({0, *inner.tolist(), num_ops})
 
 
 def cut(
@@ -84,6 +73,7 @@ def cut(
     own_tables = _tables(tables, state, span, runs)
     return Stretch(
         begin=begin,
+        end=end,
         tables=own_tables,
         values=_values(values, span, uses),
         state=_state(own_tables, state, span, runs, inside, overlaps & ~inside),
