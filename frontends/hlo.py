@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from frontends import hlo_pair, hlo_places, hlo_program
 from frontends.hlo_module import Module
 from frontends.hlo_parser import parse
-from frontends.hlo_schedule import AGAIN
+from frontends.hlo_schedule import AGAIN, fast_space
 from frontends.program import Program
 
 __all__ = ["Module", "annotate", "from_text", "load", "parse", "read_text"]
@@ -77,10 +77,15 @@ def from_text(
       ValueError: with `where` and a line number, if a text is empty, cut off, not HLO,
         not scheduled, or contradicts itself.
     """
-    program = _program(text, name, where)
+    module = parse(text, where=where)
+    space = fast_space(module)
     if xla_text is None:
-        return program
-    return hlo_pair.with_compiler_mapping(program, _program(xla_text, "", xla_where))
+        return _program(module, space, name, text)
+    xla_module = parse(xla_text, where=xla_where)
+    space = max(space, fast_space(xla_module))  # plain text does not say which it is
+    return hlo_pair.with_compiler_mapping(
+        _program(module, space, name, text), _program(xla_module, space, "", xla_text)
+    )
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -156,7 +161,6 @@ def annotate(
     return "".join([*pieces, text[end:]])
 
 
-def _program(text: str, name: str, where: str) -> Program:
-    module = parse(text, where=where)
-    places = hlo_places.find_places(module)
+def _program(module: Module, space: int, name: str, text: str) -> Program:
+    places = hlo_places.find_places(module, space)
     return hlo_program.build(places, name=name, text=text)

@@ -21,17 +21,18 @@ from frontends.hlo_types import ArrayType, leaves, map_leaves
 _MAX_CALL_DEPTH = 100
 
 
-def lay_out(module: Module, split: frozenset[str] = frozenset()) -> Schedule:
+def lay_out(module: Module, fast_space: int, split: frozenset[str]) -> Schedule:
     """The module as one schedule.
 
     Args:
       module: scheduled, with memory space assignment applied or not.
+      fast_space: the memory space that takes tensors beside slow memory.
       split: names of the compiler's copies between memories that stay ops all the same,
         since what they copy and the copy become different values.
     Raises:
       ValueError: with a line number, where instructions do not fit together.
     """
-    schedule, entry = Schedule(module), module.entry
+    schedule, entry = Schedule(module, fast_space), module.entry
     whole = schedule.open_region("", -1, 1.0)
     arguments = []
     for number, inst in enumerate(entry.parameters):

@@ -33,18 +33,21 @@ class Places:
     conflicts: frozenset[int]
 
 
-def find_places(module: Module) -> Places:
+def find_places(module: Module, fast_space: int) -> Places:
     """Lays the module out and finds the places of all values.
 
     A copy of the compiler's between memories becomes an op where its source lives on
     beside it. A value that would overwrite loop state too early keeps a place of its
     own; both places are then among the conflicts.
+
+    Args:
+      fast_space: the memory space that takes tensors beside slow memory.
     """
     split: set[str] = set()
     dropped: dict[str, None] = {}
     immutable = _immutable(module)
     while True:
-        schedule = hlo_layout.lay_out(module, frozenset(split))
+        schedule = hlo_layout.lay_out(module, fast_space, frozenset(split))
         joins = [join for join in schedule.joins if join.key not in dropped]
         place_of = _union(len(schedule.values), joins)
         conflicts, altered = _conflicts(schedule, place_of, immutable)

@@ -116,10 +116,26 @@ class Event(NamedTuple):
     values: tuple[int, ...] = ()
 
 
+def fast_space(module: Module) -> int:
+    """The memory space beside the slow one that a compiler has put tensors into.
+
+    On a TPU v4 that is CMEM, S(3), while ops reserve VMEM, S(1), for themselves; on
+    others both is VMEM. Text without memory space assignment does not say.
+    """
+    spaces = {
+        leaf.space
+        for computation in module.computations.values()
+        for inst in computation.instructions
+        for _, leaf in leaves(inst.type)
+    }
+    return 3 if 3 in spaces else 1
+
+
 class Schedule:
     """A module laid out, or being laid out.
 
-    fast_space: the memory space that takes tensors beside slow memory, 0.
+    fast_space: the memory space that takes tensors beside slow memory, 0; see
+      `fast_space`.
     same: values that are another one under a second name.
     kept: `(value, boundary)`: an asynchronous op needs the value until then.
     loops: indices of the regions that repeat.
@@ -130,16 +146,9 @@ class Schedule:
     notes: sentences for `Program.notes`, each once.
     """
 
-    def __init__(self, module: Module):
+    def __init__(self, module: Module, fast_space: int):
         self.module = module
-        spaces = {
-            leaf.space
-            for computation in module.computations.values()
-            for inst in computation.instructions
-            for _, leaf in leaves(inst.type)
-        }
-        # On a TPU v4 that is CMEM, S(3); elsewhere VMEM, S(1).
-        self.fast_space = 3 if 3 in spaces else 1
+        self.fast_space = fast_space
         self.values: list[Value] = []
         self.same: dict[int, int] = {}
         self.kept: list[tuple[int, int]] = []

@@ -352,6 +352,14 @@ def test_the_compilers_text_for_every_generation_is_a_program(name, accelerator)
     check(program, accelerator)
 
 
+def test_ops_on_a_v4_reserve_nothing_of_the_memory_that_is_planned():
+    """They keep VMEM for themselves, S(1), and tensors are placed in CMEM, S(3)."""
+    slow, xla = (hlo.read_text(GOLDEN / f"attention_v4.{k}.hlo.gz") for k in KINDS)
+    assert '"used_scoped_memory_configs":[{"memory_space":"1"' in slow
+    program = tpu.program_from_texts(slow, xla)
+    assert not any(op.scoped_bytes for op in program.ops)
+
+
 def test_a_prefetch_in_slices_is_several_copies_of_one_buffer():
     slow, xla = (hlo.read_text(GOLDEN / f"attention_v4.{k}.hlo.gz") for k in KINDS)
     assert "S(3)" in xla
